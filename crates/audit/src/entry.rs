@@ -1,0 +1,237 @@
+//! One entry of the audit log: a JSON object with stable field names.
+
+use jiff::Timestamp;
+use ringfence_model::{AgentName, CallId, SandboxId};
+use serde::{Deserialize, Serialize};
+
+/// The version of the entry form.
+pub const VERSION: u32 = 1;
+
+/// The largest entry, in bytes of JSON. A tlog-tiles bundle prefixes each entry with 16 bits of length.
+pub const MAX_ENTRY_BYTES: usize = 65_535;
+
+/// Something that happened, as an entry records it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// [`VERSION`].
+    pub v: u32,
+    /// When it happened, by the clock of the process that saw it.
+    pub time: Timestamp,
+    /// Which process saw it: `supervisor`, `gate:<sandbox>` or `shim:<sandbox>`.
+    pub source: String,
+    /// Its number in that source, from 1 without gaps.
+    pub seq: u64,
+    /// Which agent it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentName>,
+    /// Which sandbox it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Allow or deny, as it is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Allowed.
+    Allow,
+    /// Denied.
+    Deny,
+}
+
+/// What happened. `kind` in JSON names the variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum Event {
+    /// A call was decided. Recorded before its first byte leaves.
+    #[serde(rename = "call.intent")]
+    CallIntent(CallIntent),
+    /// A call ended.
+    #[serde(rename = "call.outcome")]
+    CallOutcome(CallOutcome),
+    /// A name was asked for.
+    #[serde(rename = "dns.query")]
+    DnsQuery {
+        /// The name as asked, at most 253 characters.
+        name: String,
+        /// Record type, such as `A`.
+        rtype: String,
+        /// Whether it was answered.
+        decision: Outcome,
+        /// Why.
+        reason: String,
+    },
+    /// A datagram was dropped.
+    #[serde(rename = "udp.drop")]
+    UdpDrop {
+        /// Where it was to go.
+        destination: String,
+        /// Its payload, in bytes.
+        bytes: u64,
+        /// How many like it since the last record.
+        count: u64,
+    },
+    /// The life of a sandbox: `create`, `start`, `exit`, `freeze`, `resume`, `destroy`, `oom`, `exec`.
+    #[serde(rename = "sandbox")]
+    Sandbox {
+        /// What was done.
+        action: String,
+        /// Further facts, by stable names.
+        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+        facts: serde_json::Map<String, serde_json::Value>,
+    },
+    /// What an operator did through the supervisor.
+    #[serde(rename = "operator")]
+    Operator {
+        /// The verb, such as `up`.
+        action: String,
+        /// Who, such as `uid:0`.
+        by: String,
+        /// `ok`, or an error code.
+        result: String,
+        /// Further facts, by stable names.
+        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+        facts: serde_json::Map<String, serde_json::Value>,
+    },
+    /// A probe of the fence or of a function.
+    #[serde(rename = "probe")]
+    Probe {
+        /// Which.
+        name: String,
+        /// Whether the barrier held, or the function answered.
+        held: bool,
+        /// What was seen.
+        detail: String,
+    },
+}
+
+/// Which way a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the agent to the world.
+    Egress,
+    /// From a person to the agent.
+    Ingress,
+}
+
+/// A call and what was decided about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallIntent {
+    /// The call's id; its outcome carries the same.
+    pub call: CallId,
+    /// Which way.
+    pub direction: Direction,
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`.
+    pub protocol: String,
+    /// Host as policy saw it, or the address where no name was given.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Method, for HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Path without query, for HTTP, at most 2,048 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Model named in the body, for LLM calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Allow or deny.
+    pub decision: Outcome,
+    /// Stable code of the reason, such as `grant`, `no_grant`, `private_address`, `host_mismatch`.
+    pub reason: String,
+    /// The reason in words.
+    pub why: String,
+    /// Ids of the rules that decided, such as `grant-1`.
+    pub rules: Vec<String>,
+    /// Credential that is injected, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// `untrusted` where what comes back taints the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallOutcome {
+    /// The call's id.
+    pub call: CallId,
+    /// HTTP status, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Bytes of body or stream towards the upstream.
+    pub bytes_up: u64,
+    /// Bytes of body or stream back.
+    pub bytes_down: u64,
+    /// From intent to end, in microseconds.
+    pub duration_us: u64,
+    /// Address that was dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Why it failed, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What inspection found and did, such as `secret_echo_redacted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
+}
+
+impl Event {
+    /// The stable name of the kind, as in JSON.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::CallIntent(_) => "call.intent",
+            Self::CallOutcome(_) => "call.outcome",
+            Self::DnsQuery { .. } => "dns.query",
+            Self::Operator { .. } => "operator",
+            Self::Probe { .. } => "probe",
+            Self::Sandbox { .. } => "sandbox",
+            Self::UdpDrop { .. } => "udp.drop",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_names_are_stable() {
+        let entry = Entry {
+            v: VERSION,
+            time: Timestamp::UNIX_EPOCH,
+            source: "gate:sb-1".into(),
+            seq: 1,
+            agent: Some("analyst".parse().unwrap()),
+            sandbox: None,
+            event: Event::CallIntent(CallIntent {
+                call: CallId::from_parts(0, [0; 8]),
+                direction: Direction::Egress,
+                protocol: "http/1.1".into(),
+                host: "evil.example".into(),
+                port: 443,
+                method: Some("POST".into()),
+                path: Some("/collect".into()),
+                model: None,
+                decision: Outcome::Deny,
+                reason: "no_grant".into(),
+                why: "no grant covers evil.example".into(),
+                rules: vec![],
+                credential: None,
+                trust: None,
+            }),
+        };
+        let json = serde_json::to_string(&entry).unwrap();
+        assert_eq!(
+            json,
+            r#"{"v":1,"time":"1970-01-01T00:00:00Z","source":"gate:sb-1","seq":1,"agent":"analyst","kind":"call.intent","call":"c-000000000000000000000000000","direction":"egress","protocol":"http/1.1","host":"evil.example","port":443,"method":"POST","path":"/collect","decision":"deny","reason":"no_grant","why":"no grant covers evil.example","rules":[]}"#
+        );
+        assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
+    }
+}

@@ -1,0 +1,404 @@
+//! From what was written to what it means.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::{
+    Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
+    IngressFile, Kind, Limits, LimitsFile, Manifest, ManifestFile, Place, Scheme, SecretSource, TlsMode, Trust,
+};
+use crate::report::{Explain, Fault, one_line};
+use crate::{AgentName, Bytes, HostPattern};
+
+/// Names of mechanisms that `[danger] without` may give up.
+pub const MECHANISMS: [&str; 4] = ["cgroup-cpu", "disk-quota", "landlock", "seccomp"];
+
+/// Why a manifest is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// TOML that does not parse, or a value of the wrong shape.
+    #[error("cannot read the manifest at line {line}: {message}")]
+    Syntax {
+        /// 1-based line.
+        line: usize,
+        /// The parser's word.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown manifest key `{key}` at line {line}")]
+    UnknownKey {
+        /// 1-based line.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The known key that is nearest.
+        nearest: Option<String>,
+        /// All keys known there.
+        known: Vec<String>,
+    },
+    /// A value that means nothing here.
+    #[error("manifest value {place} is not usable: {why}")]
+    Value {
+        /// Which value, with its text.
+        place: String,
+        /// Why.
+        why: String,
+        /// What to write instead.
+        hint: String,
+    },
+    /// A grant that asks for what cannot be enforced.
+    #[error("grant {number} for `{host}` cannot be enforced: {why}")]
+    Unenforceable {
+        /// 1-based number of the grant.
+        number: usize,
+        /// Its host.
+        host: String,
+        /// Why.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl Explain for ManifestError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Syntax { .. } => "manifest.syntax",
+            Self::UnknownKey { .. } => "manifest.unknown_key",
+            Self::Value { .. } => "manifest.value",
+            Self::Unenforceable { .. } => "manifest.unenforceable",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Caller
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Syntax { .. } => None,
+            Self::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),
+            Self::UnknownKey { known, .. } => Some(format!("keys known here: {}", known.join(", "))),
+            Self::Value { hint, .. } | Self::Unenforceable { hint, .. } => Some(hint.clone()),
+        }
+    }
+}
+
+/// Turns the parser's error into ours, with the line and the nearest known key.
+pub(super) fn toml_error(text: &str, error: &toml::de::Error) -> ManifestError {
+    let at = error.span().map_or(0, |span| span.start);
+    let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+    let message = one_line(error.message());
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let mut quoted = rest.split('`');
+        let key = quoted.next().unwrap_or_default().to_owned();
+        let known: Vec<String> = quoted.skip(1).step_by(2).map(str::to_owned).collect();
+        let nearest = known
+            .iter()
+            .map(|k| (strsim::damerau_levenshtein(k, &key), k))
+            .filter(|(distance, k)| *distance <= 1 + k.len().max(key.len()) / 3)
+            .min()
+            .map(|(_, k)| k.clone());
+        return ManifestError::UnknownKey { line, key, nearest, known };
+    }
+    ManifestError::Syntax { line, message }
+}
+
+fn value(place: impl Into<String>, why: impl ToString, hint: impl Into<String>) -> ManifestError {
+    ManifestError::Value { place: place.into(), why: why.to_string(), hint: hint.into() }
+}
+
+pub(super) fn understand(
+    file: ManifestFile,
+    ca_files: &dyn Fn(&str) -> Result<String, String>,
+) -> Result<Manifest, ManifestError> {
+    let written = file.agent.name.unwrap_or_default();
+    if written.is_empty() {
+        return Err(value("[agent] name", "it is missing", "write `name = \"my-agent\"` below `[agent]`"));
+    }
+    let name: AgentName = written.parse().map_err(|e| value("[agent] name", e, "pick another name"))?;
+    let kind = file.agent.kind.unwrap_or(Kind::Script);
+    if file.agent.entry.first().is_none_or(String::is_empty) {
+        return Err(value(
+            "[agent] entry",
+            "it is missing",
+            "write the command line, such as `entry = [\"streamlit\", \"run\", \"app.py\"]`",
+        ));
+    }
+    for key in file.agent.env.keys() {
+        if !is_env_name(key) {
+            return Err(value(format!("[agent] env `{key}`"), "not a variable name", "use A-Z, 0-9 and `_`"));
+        }
+    }
+    let credentials = file
+        .credential
+        .into_iter()
+        .map(|(name, c)| Ok((name.clone(), credential(&name, c)?)))
+        .collect::<Result<std::collections::BTreeMap<_, _>, ManifestError>>()?;
+    let mut grants = Vec::with_capacity(file.grant.len());
+    for (index, written) in file.grant.into_iter().enumerate() {
+        let grant = grant(index + 1, written, ca_files)?;
+        if let Some(wanted) = &grant.credential
+            && !credentials.contains_key(wanted)
+        {
+            return Err(value(
+                format!("grant {} credential `{wanted}`", index + 1),
+                "no such credential",
+                format!("add a `[credential.{wanted}]` table"),
+            ));
+        }
+        grants.push(grant);
+    }
+    for mechanism in &file.danger.without {
+        if !MECHANISMS.contains(&mechanism.as_str()) {
+            return Err(value(
+                format!("[danger] without `{mechanism}`"),
+                "no such mechanism",
+                format!("known: {}", MECHANISMS.join(", ")),
+            ));
+        }
+    }
+    let health = Health {
+        path: file.agent.health.unwrap_or_else(|| kind.default_health().into()),
+        start_timeout: Duration::from_secs(file.agent.start_timeout_s.unwrap_or(120)),
+    };
+    if !health.path.starts_with('/') {
+        return Err(value(format!("[agent] health `{}`", health.path), "not a path", "begin it with `/`"));
+    }
+    Ok(Manifest {
+        name,
+        kind,
+        entry: file.agent.entry,
+        env: file.agent.env,
+        health,
+        image: image(file.image)?,
+        dependencies: Dependencies { files: file.dependencies.files, add: file.dependencies.add },
+        limits: limits(file.limits)?,
+        grants,
+        credentials,
+        ingress: file.ingress.map(ingress).transpose()?,
+        danger: Danger { without: file.danger.without },
+    })
+}
+
+fn image(file: super::ImageFile) -> Result<Image, ManifestError> {
+    let plain = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:~".contains(&b));
+    for (key, text) in file.packages.iter().map(|p| ("packages", p)).chain(file.suite.iter().map(|s| ("suite", s))) {
+        if !plain(text) {
+            return Err(value(format!("[image] {key} `{text}`"), "not a Debian name", "use a-z, 0-9, `+`, `-`, `.`"));
+        }
+    }
+    if let Some(python) = &file.python
+        && !python.split_once('.').is_some_and(|(major, minor)| {
+            major == "3" && !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit())
+        })
+    {
+        return Err(value(format!("[image] python `{python}`"), "not a version", "write it as `3.11`"));
+    }
+    Ok(Image { suite: file.suite, mirror: file.mirror, python: file.python, packages: file.packages })
+}
+
+fn limits(file: LimitsFile) -> Result<Limits, ManifestError> {
+    let limits = Limits {
+        memory: file.memory.unwrap_or(Bytes::gib(1)),
+        cpus: file.cpus.unwrap_or(1.0),
+        pids: file.pids.unwrap_or(128),
+        disk: file.disk.unwrap_or(Bytes::gib(1)),
+        tmp: file.tmp.unwrap_or(Bytes::mib(256)),
+        files: file.files.unwrap_or(4096),
+    };
+    if !(limits.cpus.is_finite() && limits.cpus >= 0.01 && limits.cpus <= 4096.0) {
+        return Err(value(format!("[limits] cpus `{}`", limits.cpus), "out of range", "use 0.01 to 4096"));
+    }
+    for (key, size, least) in [
+        ("memory", limits.memory, Bytes::mib(16)),
+        ("disk", limits.disk, Bytes::mib(16)),
+        ("tmp", limits.tmp, Bytes::mib(1)),
+    ] {
+        if size < least {
+            return Err(value(format!("[limits] {key} `{size}`"), "too small", format!("use {least} or more")));
+        }
+    }
+    if limits.pids < 4 {
+        return Err(value(format!("[limits] pids `{}`", limits.pids), "too small", "use 4 or more"));
+    }
+    Ok(limits)
+}
+
+fn grant(
+    number: usize,
+    file: GrantFile,
+    ca_files: &dyn Fn(&str) -> Result<String, String>,
+) -> Result<Grant, ManifestError> {
+    let place = |key: &str, text: &str| format!("grant {number} {key} `{text}`");
+    let host: HostPattern = file
+        .host
+        .parse()
+        .map_err(|e| value(place("host", &file.host), e, "name the host, or `*.suffix` with two labels or more"))?;
+    let scheme = file.scheme.unwrap_or(Scheme::Https);
+    let tls = file.tls.unwrap_or(TlsMode::Inspect);
+    let unenforceable = |why: &str, hint: &str| ManifestError::Unenforceable {
+        number,
+        host: file.host.clone(),
+        why: why.into(),
+        hint: hint.into(),
+    };
+    if tls == TlsMode::Passthrough {
+        let needs_content = [
+            (!file.methods.is_empty(), "methods"),
+            (!file.paths.is_empty(), "paths"),
+            (file.credential.is_some(), "credential"),
+            (!file.models.is_empty(), "models"),
+            (file.trust == Some(Trust::Untrusted), "trust"),
+            (file.ca.is_some(), "ca"),
+        ];
+        if let Some((_, key)) = needs_content.iter().find(|(set, _)| *set) {
+            return Err(unenforceable(
+                &format!("`{key}` needs the content of the call, and `tls = \"passthrough\"` leaves it closed"),
+                &format!("drop `{key}`, or drop `tls = \"passthrough\"`"),
+            ));
+        }
+        if scheme == Scheme::Http {
+            return Err(unenforceable("`tls` is set but the scheme is `http`", "drop one of them"));
+        }
+    }
+    if scheme == Scheme::Http && file.credential.is_some() && file.connect_to.is_none() && !file.allow_private {
+        return Err(unenforceable(
+            "a credential would cross the network in cleartext",
+            "use `scheme = \"https\"`, or name a private upstream with `connect_to`",
+        ));
+    }
+    let mut methods = Vec::new();
+    for method in &file.methods {
+        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+            return Err(value(place("methods", method), "not a method", "write it as `GET`"));
+        }
+        methods.push(method.to_ascii_uppercase());
+    }
+    for path in &file.paths {
+        if !path.starts_with('/') || path.contains(['?', '#', '\\', '"']) || path.bytes().any(|b| b <= b' ' || b > b'~')
+        {
+            return Err(value(
+                place("paths", path),
+                "not a path glob",
+                "begin it with `/`, without query; `*` stands for any text",
+            ));
+        }
+    }
+    let connect_to = file
+        .connect_to
+        .as_deref()
+        .map(|text| {
+            text.parse::<SocketAddr>()
+                .map_err(|e| value(place("connect_to", text), e, "write `address:port`, such as `127.0.0.1:8443`"))
+        })
+        .transpose()?;
+    let ca_pem = file
+        .ca
+        .as_deref()
+        .map(|path| ca_files(path).map_err(|e| value(place("ca", path), e, "name a readable PEM file")))
+        .transpose()?;
+    Ok(Grant {
+        host,
+        port: file.port.unwrap_or(match scheme {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }),
+        scheme,
+        methods,
+        paths: file.paths,
+        credential: file.credential,
+        models: file.models,
+        trust: file.trust.unwrap_or(Trust::Trusted),
+        tls,
+        connect_to,
+        ca_pem,
+        allow_private: file.allow_private,
+    })
+}
+
+fn credential(name: &str, file: CredentialFile) -> Result<Credential, ManifestError> {
+    let place = |key: &str| format!("[credential.{name}] {key}");
+    let forms = "write `env:NAME`, `file:PATH`, `exec:PROGRAM ARG…` or `vault:NAME`";
+    let (kind, rest) = file.from.split_once(':').ok_or_else(|| value(place("from"), "no source kind", forms))?;
+    if rest.trim().is_empty() {
+        return Err(value(place("from"), "nothing after the colon", forms));
+    }
+    let from = match kind {
+        "env" if is_env_name(rest) => SecretSource::Env(rest.into()),
+        "env" => return Err(value(place("from"), format!("`{rest}` is not a variable name"), forms)),
+        "exec" => SecretSource::Exec(rest.split_whitespace().map(str::to_owned).collect()),
+        "file" => SecretSource::File(rest.into()),
+        "vault" => SecretSource::Vault(rest.into()),
+        _ => return Err(value(place("from"), format!("no source kind `{kind}`"), forms)),
+    };
+    let spot = match (file.header, file.query) {
+        (Some(header), None) => {
+            let hint = "write it as `header = \"Authorization: Bearer {}\"`";
+            let (name, template) = header.split_once(':').ok_or_else(|| value(place("header"), "no colon", hint))?;
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+                return Err(value(place("header"), "not a header name", hint));
+            }
+            if template.matches("{}").count() != 1 {
+                return Err(value(place("header"), "it needs `{}` once, where the secret goes", hint));
+            }
+            Place::Header { name: name.to_ascii_lowercase(), template: template.trim().into() }
+        }
+        (None, Some(query))
+            if !query.is_empty() && query.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) =>
+        {
+            Place::Query { name: query }
+        }
+        (None, Some(_)) => return Err(value(place("query"), "not a parameter name", "write it as `query = \"key\"`")),
+        _ => {
+            return Err(value(
+                format!("[credential.{name}]"),
+                "it needs just one of `header` and `query`",
+                "say where the secret goes, such as `header = \"Authorization: Bearer {}\"`",
+            ));
+        }
+    };
+    let env = match (file.env, &from) {
+        (Some(env), _) if is_env_name(&env) => Some(env),
+        (Some(env), _) => {
+            return Err(value(place("env"), format!("`{env}` is not a variable name"), "use A-Z, 0-9 and `_`"));
+        }
+        (None, SecretSource::Env(env)) => Some(env.clone()),
+        (None, _) => None,
+    };
+    Ok(Credential { from, place: spot, env })
+}
+
+fn ingress(file: IngressFile) -> Result<Ingress, ManifestError> {
+    let hint = "write a port, an address or both, such as `127.0.0.1:8501`";
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    if file.port == 0 {
+        return Err(value("[ingress] port `0`", "not a port", "write the port that the agent listens on"));
+    }
+    let publish = match file.publish.as_deref() {
+        None => SocketAddr::new(local, file.port),
+        Some(text) => {
+            if let Ok(port) = text.parse::<u16>() {
+                SocketAddr::new(local, port)
+            } else if let Ok(address) = text.parse::<IpAddr>() {
+                SocketAddr::new(address, file.port)
+            } else {
+                text.parse().map_err(|e| value(format!("[ingress] publish `{text}`"), e, hint))?
+            }
+        }
+    };
+    let auth = file.auth.unwrap_or(IngressAuth::Token);
+    if auth == IngressAuth::None && !publish.ip().is_loopback() {
+        return Err(value(
+            format!("[ingress] publish `{publish}`"),
+            "`auth = \"none\"` would open the agent to the network",
+            "publish on 127.0.0.1, or use `auth = \"token\"`",
+        ));
+    }
+    Ok(Ingress { port: file.port, publish, auth })
+}
+
+fn is_env_name(text: &str) -> bool {
+    text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}

@@ -1,0 +1,183 @@
+//! The manifest as it is written: plain serde, unknown keys refused.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::check::{self, ManifestError};
+use super::{IngressAuth, Kind, Scheme, TlsMode, Trust};
+use crate::Bytes;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// `[agent]`
+    #[serde(default)]
+    pub agent: AgentFile,
+    /// `[image]`
+    #[serde(default)]
+    pub image: ImageFile,
+    /// `[dependencies]`
+    #[serde(default)]
+    pub dependencies: DependenciesFile,
+    /// `[limits]`
+    #[serde(default)]
+    pub limits: LimitsFile,
+    /// `[[grant]]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grant: Vec<GrantFile>,
+    /// `[credential.NAME]`
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub credential: BTreeMap<String, CredentialFile>,
+    /// `[ingress]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<IngressFile>,
+    /// `[danger]`
+    #[serde(default)]
+    pub danger: DangerFile,
+}
+
+impl ManifestFile {
+    /// Reads TOML.
+    ///
+    /// # Errors
+    /// [`ManifestError::UnknownKey`] with the nearest known key, or [`ManifestError::Syntax`].
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        toml::from_str(text).map_err(|error| check::toml_error(text, &error))
+    }
+}
+
+/// `[agent]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentFile {
+    /// Agent name.
+    pub name: Option<String>,
+    /// `asgi`, `chainlit`, `gradio`, `script`, `streamlit` or `wsgi`.
+    pub kind: Option<Kind>,
+    /// Command line.
+    #[serde(default)]
+    pub entry: Vec<String>,
+    /// Plain environment variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Health path.
+    pub health: Option<String>,
+    /// Seconds to become healthy.
+    pub start_timeout_s: Option<u64>,
+}
+
+/// `[image]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFile {
+    /// Debian suite.
+    pub suite: Option<String>,
+    /// Debian mirror.
+    pub mirror: Option<String>,
+    /// Python version.
+    pub python: Option<String>,
+    /// Further Debian packages.
+    #[serde(default)]
+    pub packages: Vec<String>,
+}
+
+/// `[dependencies]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DependenciesFile {
+    /// Files to read.
+    #[serde(default)]
+    pub files: Vec<String>,
+    /// Requirements to add.
+    #[serde(default)]
+    pub add: Vec<String>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsFile {
+    /// Memory.
+    pub memory: Option<Bytes>,
+    /// CPUs.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// Size of `/state`.
+    pub disk: Option<Bytes>,
+    /// Size of `/tmp`.
+    pub tmp: Option<Bytes>,
+    /// Open files.
+    pub files: Option<u32>,
+}
+
+/// `[[grant]]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantFile {
+    /// Host, address or `*.suffix`.
+    pub host: String,
+    /// Port; 443 for https, 80 for http.
+    pub port: Option<u16>,
+    /// `https` or `http`.
+    pub scheme: Option<Scheme>,
+    /// Methods.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// Path globs.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// Credential name.
+    pub credential: Option<String>,
+    /// Models.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// `trusted` or `untrusted`.
+    pub trust: Option<Trust>,
+    /// `inspect` or `passthrough`.
+    pub tls: Option<TlsMode>,
+    /// Address to dial instead.
+    pub connect_to: Option<String>,
+    /// PEM file of certificate authorities.
+    pub ca: Option<String>,
+    /// Lift the private-address guard.
+    #[serde(default)]
+    pub allow_private: bool,
+}
+
+/// `[credential.NAME]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialFile {
+    /// `env:…`, `file:…`, `exec:…` or `vault:…`.
+    pub from: String,
+    /// `Name: template with {}`.
+    pub header: Option<String>,
+    /// Query parameter name.
+    pub query: Option<String>,
+    /// Environment variable that holds the placeholder.
+    pub env: Option<String>,
+}
+
+/// `[ingress]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IngressFile {
+    /// The agent's own port.
+    pub port: u16,
+    /// Host address, port, or both.
+    pub publish: Option<String>,
+    /// `token` or `none`.
+    pub auth: Option<IngressAuth>,
+}
+
+/// `[danger]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DangerFile {
+    /// Mechanisms that the host may lack.
+    #[serde(default)]
+    pub without: Vec<String>,
+}

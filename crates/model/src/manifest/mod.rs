@@ -1,0 +1,310 @@
+//! `ringfence.toml`: what was written ([`ManifestFile`]) and what it means ([`Manifest`]).
+
+mod check;
+mod file;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::ManifestError;
+pub use file::{
+    AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile,
+    ManifestFile,
+};
+
+use crate::{AgentName, Bytes, HostPattern};
+
+/// The name of the manifest in an agent's folder.
+pub const FILE_NAME: &str = "ringfence.toml";
+
+/// A manifest that was read, checked and understood: every default is filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The agent's name.
+    pub name: AgentName,
+    /// What kind of program it is.
+    pub kind: Kind,
+    /// Its command line; never empty.
+    pub entry: Vec<String>,
+    /// Plain environment variables; no secrets.
+    pub env: BTreeMap<String, String>,
+    /// How validation asks whether the agent is healthy.
+    pub health: Health,
+    /// What its image is made of.
+    pub image: Image,
+    /// What the lock is resolved from.
+    pub dependencies: Dependencies,
+    /// What it may use up.
+    pub limits: Limits,
+    /// Where it may call, in the order written; the first that matches gives a call its credential and route.
+    pub grants: Vec<Grant>,
+    /// Secrets that the gate injects, by name.
+    pub credentials: BTreeMap<String, Credential>,
+    /// How people reach it, if they do.
+    pub ingress: Option<Ingress>,
+    /// Barriers that the operator gave up in writing.
+    pub danger: Danger,
+}
+
+/// What kind of program an agent is; decides its default port, health question and page probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// FastAPI or any other ASGI application, started by `uvicorn`.
+    Asgi,
+    /// Chainlit.
+    Chainlit,
+    /// Gradio.
+    Gradio,
+    /// A program without pages: CLI, worker, script.
+    Script,
+    /// Streamlit.
+    Streamlit,
+    /// Flask or any other WSGI application.
+    Wsgi,
+}
+
+impl Kind {
+    /// The word for it in the manifest.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Asgi => "asgi",
+            Self::Chainlit => "chainlit",
+            Self::Gradio => "gradio",
+            Self::Script => "script",
+            Self::Streamlit => "streamlit",
+            Self::Wsgi => "wsgi",
+        }
+    }
+
+    /// The port such programs listen on when nothing else is said.
+    #[must_use]
+    pub const fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Asgi | Self::Chainlit => Some(8000),
+            Self::Gradio => Some(7860),
+            Self::Script => None,
+            Self::Streamlit => Some(8501),
+            Self::Wsgi => Some(5000),
+        }
+    }
+
+    /// The path that answers 2xx once such a program is ready.
+    #[must_use]
+    pub const fn default_health(self) -> &'static str {
+        match self {
+            Self::Streamlit => "/_stcore/health",
+            _ => "/",
+        }
+    }
+}
+
+/// How validation asks whether an agent is healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Path to GET on the agent's port.
+    pub path: String,
+    /// How long the agent may take to become healthy.
+    pub start_timeout: Duration,
+}
+
+/// What an agent's image is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Debian suite; it decides the Python version. `None`: chosen from the Python version.
+    pub suite: Option<String>,
+    /// Package mirror. `None`: the host's apt configuration.
+    pub mirror: Option<String>,
+    /// Python version wanted, such as `3.11`. `None`: the suite's.
+    pub python: Option<String>,
+    /// Further Debian packages.
+    pub packages: Vec<String>,
+}
+
+/// What the lock is resolved from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependencies {
+    /// Files to read, relative to the folder. Empty: found by looking.
+    pub files: Vec<String>,
+    /// Requirements to add to what the files declare.
+    pub add: Vec<String>,
+}
+
+/// What an agent may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory, swap excluded.
+    pub memory: Bytes,
+    /// CPU time per wall time.
+    pub cpus: f64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Size of `/state`.
+    pub disk: Bytes,
+    /// Size of `/tmp`, which counts as memory.
+    pub tmp: Bytes,
+    /// Open files per process.
+    pub files: u32,
+}
+
+/// One thing that an agent may reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Hosts covered.
+    pub host: HostPattern,
+    /// Port covered.
+    pub port: u16,
+    /// Cleartext or TLS towards the host.
+    pub scheme: Scheme,
+    /// Methods covered, upper case; empty: all.
+    pub methods: Vec<String>,
+    /// Path globs covered (`*` within and across segments); empty: all.
+    pub paths: Vec<String>,
+    /// Credential that the gate injects.
+    pub credential: Option<String>,
+    /// Models that a request body may name; empty: any.
+    pub models: Vec<String>,
+    /// Whether what comes back is to be trusted.
+    pub trust: Trust,
+    /// Whether TLS is opened or only its server name read.
+    pub tls: TlsMode,
+    /// Where to dial instead of the host's own address. Naming it lifts the private-address guard for this grant.
+    pub connect_to: Option<SocketAddr>,
+    /// PEM text of the only certificate authorities believed for this grant. `None`: the host's trust store.
+    pub ca_pem: Option<String>,
+    /// Whether the host may resolve to private, loopback or link-local addresses.
+    pub allow_private: bool,
+}
+
+/// Cleartext or TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Cleartext.
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// The word in URLs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Whether content from a host is to be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    /// Content may be acted on.
+    Trusted,
+    /// Content was written by strangers; the session that reads it is labelled so.
+    Untrusted,
+}
+
+/// What the gate does with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    /// Opened, so that every request is seen.
+    Inspect,
+    /// Relayed closed; only the server name is seen.
+    Passthrough,
+}
+
+/// A secret and where the gate puts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Where the secret comes from.
+    pub from: SecretSource,
+    /// Where it goes in a call.
+    pub place: Place,
+    /// The environment variable in which the agent sees the placeholder.
+    pub env: Option<String>,
+}
+
+/// Where a secret comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecretSource {
+    /// An environment variable of whoever runs `up`.
+    Env(String),
+    /// Standard output of a program, one trailing newline dropped.
+    Exec(Vec<String>),
+    /// A file, one trailing newline dropped.
+    File(String),
+    /// A secret kept in the vault under this name.
+    Vault(String),
+}
+
+/// Where a secret goes in a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// A header; `{}` in `template` stands for the secret.
+    Header {
+        /// Header name, lower case.
+        name: String,
+        /// Its value with `{}`.
+        template: String,
+    },
+    /// A query parameter.
+    Query {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// How people reach an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// The agent's own port.
+    pub port: u16,
+    /// Where the gate listens on the host.
+    pub publish: SocketAddr,
+    /// Who may come in.
+    pub auth: IngressAuth,
+}
+
+/// Who may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IngressAuth {
+    /// Anybody who reaches the port.
+    None,
+    /// Whoever holds the link that `up` prints.
+    Token,
+}
+
+/// Barriers given up in writing; each is recorded in the audit log at every start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Danger {
+    /// Names of mechanisms that the host may lack.
+    pub without: Vec<String>,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    ///
+    /// `ca_files` gives the text of each `ca` file that grants name; the caller reads them, since this
+    /// crate does no I/O.
+    ///
+    /// # Errors
+    /// [`ManifestError`] names the first fault, with its line where it has one.
+    pub fn parse(text: &str, ca_files: &dyn Fn(&str) -> Result<String, String>) -> Result<Self, ManifestError> {
+        let file = ManifestFile::parse(text)?;
+        check::understand(file, ca_files)
+    }
+}

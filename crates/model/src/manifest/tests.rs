@@ -1,0 +1,114 @@
+use super::*;
+use crate::report::Report;
+
+fn parse(text: &str) -> Result<Manifest, ManifestError> {
+    Manifest::parse(text, &|path| Ok(format!("pem of {path}")))
+}
+
+fn refused(text: &str) -> String {
+    Report::from(parse(text).unwrap_err()).to_string()
+}
+
+const AGENT: &str = "[agent]\nname = \"a\"\nentry = [\"python3\", \"x.py\"]\n";
+
+#[test]
+fn reads_the_design_s_example() {
+    let manifest = parse(
+        r#"
+[agent]
+name = "analyst"
+kind = "streamlit"
+entry = ["streamlit", "run", "app.py"]
+
+[limits]
+memory = "1GiB"
+cpus = 1.0
+pids = 128
+disk = "2GiB"
+
+[[grant]]
+host = "api.openai.com"
+methods = ["post"]
+paths = ["/v1/chat/completions"]
+credential = "openai"
+models = ["gpt-4o-mini"]
+
+[[grant]]
+host = "*.wikipedia.org"
+methods = ["GET"]
+trust = "untrusted"
+
+[credential.openai]
+from = "env:OPENAI_API_KEY"
+header = "Authorization: Bearer {}"
+
+[ingress]
+port = 8501
+"#,
+    )
+    .unwrap();
+    assert_eq!(manifest.name.as_str(), "analyst");
+    assert_eq!(manifest.grants[0].methods, ["POST"]);
+    assert_eq!(manifest.grants[0].port, 443);
+    assert_eq!(manifest.grants[1].trust, Trust::Untrusted);
+    assert_eq!(manifest.limits.disk, Bytes::gib(2));
+    assert_eq!(manifest.credentials["openai"].env.as_deref(), Some("OPENAI_API_KEY"));
+    assert_eq!(manifest.ingress.unwrap().publish.to_string(), "127.0.0.1:8501");
+    assert_eq!(manifest.health.path, "/_stcore/health");
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_eq!(
+        refused(&format!("{AGENT}\n[[grant]]\nhost = \"a.com\"\nmethod = [\"GET\"]\n")),
+        "error[manifest.unknown_key]: unknown manifest key `method` at line 7\n  hint: did you mean `methods`?"
+    );
+    assert!(refused(&format!("{AGENT}[limit]\n")).contains("did you mean `limits`?"));
+    assert!(refused(&format!("{AGENT}[zzzzzzzz]\n")).contains("keys known here: agent, image"));
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused() {
+    for key in
+        ["paths = [\"/v1\"]", "methods = [\"GET\"]", "models = [\"m\"]", "trust = \"untrusted\"", "credential = \"c\""]
+    {
+        let text = format!(
+            "{AGENT}[[grant]]\nhost = \"a.com\"\ntls = \"passthrough\"\n{key}\n[credential.c]\nfrom = \"env:C\"\nquery = \"k\"\n"
+        );
+        assert!(refused(&text).contains("error[manifest.unenforceable]: grant 1 for `a.com`"), "{key}");
+    }
+    let cleartext = format!(
+        "{AGENT}[[grant]]\nhost = \"a.com\"\nscheme = \"http\"\ncredential = \"c\"\n[credential.c]\nfrom = \"env:C\"\nquery = \"k\"\n"
+    );
+    assert!(refused(&cleartext).contains("cleartext"));
+}
+
+#[test]
+fn values_are_checked_with_their_place() {
+    for (tail, want) in [
+        ("[[grant]]\nhost = \"*\"\n", "grant 1 host `*`"),
+        ("[[grant]]\nhost = \"a.com\"\ncredential = \"nope\"\n", "no such credential"),
+        ("[[grant]]\nhost = \"a.com\"\npaths = [\"v1\"]\n", "grant 1 paths `v1`"),
+        ("[credential.x]\nfrom = \"OPENAI\"\nquery = \"k\"\n", "[credential.x] from"),
+        ("[credential.x]\nfrom = \"env:A\"\n", "just one of `header` and `query`"),
+        ("[credential.x]\nfrom = \"env:A\"\nheader = \"Authorization: Bearer\"\n", "needs `{}` once"),
+        ("[limits]\nmemory = \"lots\"\n", "is not a size"),
+        ("[limits]\ncpus = 0.0\n", "[limits] cpus"),
+        ("[ingress]\nport = 1\npublish = \"0.0.0.0\"\nauth = \"none\"\n", "open the agent to the network"),
+        ("[image]\npython = \"two\"\n", "not a version"),
+        ("[danger]\nwithout = [\"everything\"]\n", "no such mechanism"),
+    ] {
+        let shown = refused(&format!("{AGENT}{tail}"));
+        assert!(shown.contains(want), "{tail} gave {shown}");
+    }
+    assert!(refused("[agent]\nname = \"a\"\n").contains("[agent] entry"));
+    assert!(refused("x = ").contains("at line 1"));
+}
+
+#[test]
+fn round_trips_through_json() {
+    let manifest = parse(&format!("{AGENT}[[grant]]\nhost = \"a.com\"\nca = \"x.pem\"\n")).unwrap();
+    let json = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+    assert_eq!(manifest.grants[0].ca_pem.as_deref(), Some("pem of x.pem"));
+}

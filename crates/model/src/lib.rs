@@ -8,6 +8,7 @@
 //! - [`Bytes`]: sizes with their unit in the type
 //! - [`Manifest`]: what `ringfence.toml` means; [`manifest::ManifestFile`] is what was written
 //! - [`SecretText`]: a secret that redacts itself
+//! - [`work`]: what the steps before `run` ask of the rest
 //! - [`Explain`], [`Report`]: how an error answers what, on what, why, and what to do next
 
 pub mod digest;
@@ -17,6 +18,7 @@ pub mod manifest;
 pub mod report;
 pub mod secret;
 pub mod units;
+pub mod work;
 
 pub use digest::Digest;
 pub use host::{HostName, HostPattern};

@@ -1,1 +1,21 @@
-//! stub
+//! The one place that says no: compiles grants and guard-rails, and decides.
+//!
+//! [`Policy::decide`] is total, pure and free of panics: the same request and the same policy give the
+//! same [`Decision`] for the gate, for `--explain`, for the red team and for a proof. Nothing here does
+//! I/O, reads a clock or draws randomness, and nothing here carries a decision out. It leans on `model`.
+//!
+//! - [`decide`]: a [`Request`] goes in, [`Decision::Allow`] with a [`Permit`] or [`Decision::Deny`] comes out
+//! - [`compile`]: from manifest grants and guard-rail files to Cedar, checked against the schema
+//! - [`path`]: the one form of a path that is decided and sent
+//! - `index`: picks the rules that can matter, so that a decision costs the same with ten grants and a thousand
+
+pub mod compile;
+pub mod decide;
+mod index;
+pub mod path;
+
+#[cfg(test)]
+mod tests;
+
+pub use compile::{Policy, PolicyError, SCHEMA};
+pub use decide::{Decision, Denial, HttpRequest, IngressRequest, Permit, Request};

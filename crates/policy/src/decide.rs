@@ -1,0 +1,438 @@
+//! The decision: a request and a policy in, a permit or a denial out.
+
+use std::collections::{HashMap, HashSet};
+
+use cedar_policy::{Authorizer, Context, Entities, Entity, EntityId, EntityUid, PolicySet, RestrictedExpression};
+use ringfence_model::HostName;
+use ringfence_model::manifest::{Grant, Scheme, TlsMode};
+
+use crate::compile::{Action, Policy};
+use crate::path::{self, PathError};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub enum Request<'a> {
+    /// The agent asks for a name's address.
+    DnsResolve {
+        /// The name.
+        host: &'a HostName,
+    },
+    /// The agent makes an HTTP request.
+    Http(HttpRequest<'a>),
+    /// A person makes an HTTP request to the agent.
+    Ingress(IngressRequest<'a>),
+    /// The agent opens a TLS connection that stays closed to the gate.
+    TlsConnect {
+        /// The server name.
+        host: &'a HostName,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// An HTTP request of the agent.
+#[derive(Clone, Debug)]
+pub struct HttpRequest<'a> {
+    /// Where it goes.
+    pub host: &'a HostName,
+    /// The port.
+    pub port: u16,
+    /// Cleartext or TLS.
+    pub scheme: Scheme,
+    /// The method, as sent; methods are case-sensitive.
+    pub method: &'a str,
+    /// The path without query, as sent; it is brought to its one form before it is decided.
+    pub path: &'a str,
+    /// Whether it asks to become a WebSocket.
+    pub websocket: bool,
+    /// The model that the body names, where [`Policy::needs_model`] asked for it.
+    pub model: Option<&'a str>,
+}
+
+/// An HTTP request of a person to the agent.
+#[derive(Clone, Debug)]
+pub struct IngressRequest<'a> {
+    /// The host that the person named.
+    pub host: &'a HostName,
+    /// The port.
+    pub port: u16,
+    /// The method.
+    pub method: &'a str,
+    /// The path without query, as sent.
+    pub path: &'a str,
+    /// Whether it asks to become a WebSocket.
+    pub websocket: bool,
+    /// Whether the person showed what the manifest asks for.
+    pub authenticated: bool,
+}
+
+/// Allow with a permit, or deny with the reason.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Allowed.
+    Allow(Permit),
+    /// Denied.
+    Deny(Denial),
+}
+
+impl Decision {
+    /// Whether it allows.
+    #[must_use]
+    pub const fn allows(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+
+    /// The decision in words, for people: verdict, reason and rules.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let (verdict, code, why, rules) = match self {
+            Self::Allow(permit) => ("allow", permit.reason, &permit.why, &permit.rules),
+            Self::Deny(denial) => ("deny", denial.code, &denial.why, &denial.rules),
+        };
+        let rules = if rules.is_empty() { String::new() } else { format!(" ({})", rules.join(", ")) };
+        format!("{verdict}: {code}: {why}{rules}")
+    }
+}
+
+/// Proof that a request was allowed. Only [`Policy::decide`] makes one, and whatever relays demands one.
+///
+/// ```compile_fail
+/// let forged = ringfence_policy::Permit { grant: Some(0), credential: None };
+/// ```
+#[derive(Clone, Debug)]
+pub struct Permit {
+    grant: Option<usize>,
+    credential: Option<String>,
+    path: Option<String>,
+    rules: Vec<String>,
+    reason: &'static str,
+    why: String,
+}
+
+impl Permit {
+    /// The place of the grant that gives the call its route, from 0; `None` for ingress.
+    #[must_use]
+    pub const fn grant(&self) -> Option<usize> {
+        self.grant
+    }
+
+    /// The credential to inject.
+    #[must_use]
+    pub fn credential(&self) -> Option<&str> {
+        self.credential.as_deref()
+    }
+
+    /// The path in the form that was decided, which is the only one that may be sent.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
+    }
+
+    /// Ids of the rules that decided.
+    #[must_use]
+    pub fn rules(&self) -> &[String] {
+        &self.rules
+    }
+
+    /// A stable code: `grant` or `ingress`.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// The reason in words.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
+/// Why a request was denied; for the operator, never for the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// A stable code: `no_grant`, `guard_rail`, `model_not_granted`, `path_ambiguous`, `secret_denied`,
+    /// `policy_error`, or one of the gate's own.
+    pub code: &'static str,
+    /// The reason in words.
+    pub why: String,
+    /// Ids of the rules that decided.
+    pub rules: Vec<String>,
+}
+
+impl Denial {
+    /// A denial that no rule made, such as one for a malformed request.
+    #[must_use]
+    pub fn new(code: &'static str, why: impl Into<String>) -> Self {
+        Self { code, why: why.into(), rules: Vec::new() }
+    }
+}
+
+/// Which rules are asked.
+#[derive(Clone, Copy)]
+enum Rules {
+    All,
+    Slice,
+}
+
+/// What Cedar answered: the rules that decided, or the denial.
+type Verdict = Result<Vec<String>, Denial>;
+
+impl Policy {
+    /// Decides. Total and free of panics; on any doubt it denies.
+    #[must_use]
+    pub fn decide(&self, request: &Request<'_>) -> Decision {
+        self.decide_by(request, Rules::Slice)
+    }
+
+    /// Decides by asking every rule; slower, and always of the same answer as [`Policy::decide`].
+    #[must_use]
+    pub fn decide_unsliced(&self, request: &Request<'_>) -> Decision {
+        self.decide_by(request, Rules::All)
+    }
+
+    /// Whether a name may be resolved at all.
+    #[must_use]
+    pub fn could_resolve(&self, host: &HostName) -> bool {
+        self.decide(&Request::DnsResolve { host }).allows()
+    }
+
+    /// Whether some request to this host, port and scheme could be allowed, and what then becomes of TLS.
+    ///
+    /// The first grant in manifest order says. It is a question of routing: each request is decided anew.
+    #[must_use]
+    pub fn route(&self, host: &HostName, port: u16, scheme: Scheme) -> Option<TlsMode> {
+        let grant = self.grants.iter().find(|g| g.port == port && g.scheme == scheme && g.host.covers(host))?;
+        let resolvable = matches!(host, HostName::Address(_)) || self.could_resolve(host);
+        resolvable.then_some(grant.tls)
+    }
+
+    /// Whether the decision needs the model that the body names, so that the body must be read first.
+    #[must_use]
+    pub fn needs_model(&self, request: &HttpRequest<'_>) -> bool {
+        let Ok(path) = path::normalise(request.path) else { return false };
+        let mut covering = self.grants.iter().filter(|g| misfit(g, request, &path).is_none());
+        let Some(first) = covering.next() else { return false };
+        self.guard_rails_ask_for_model || !first.models.is_empty()
+    }
+
+    fn decide_by(&self, request: &Request<'_>, rules: Rules) -> Decision {
+        let decided = match request {
+            Request::DnsResolve { host } => self.dns(host, rules),
+            Request::Http(http) => self.http(http, rules),
+            Request::Ingress(ingress) => self.ingress(ingress, rules),
+            Request::TlsConnect { host, port } => self.tls(host, *port, rules),
+        };
+        match decided {
+            Ok(permit) => Decision::Allow(permit),
+            Err(denial) => Decision::Deny(denial),
+        }
+    }
+
+    fn dns(&self, host: &HostName, rules: Rules) -> Result<Permit, Denial> {
+        let rules = self.ask(Action::DnsResolve, host, 0, Vec::new(), rules, || {
+            Denial::new("no_grant", format!("no grant covers {host}"))
+        })?;
+        Ok(self.permit(rules, None, |number| format!("grant {number} covers {host}")))
+    }
+
+    fn tls(&self, host: &HostName, port: u16, rules: Rules) -> Result<Permit, Denial> {
+        let rules = self.ask(Action::TlsConnect, host, port, Vec::new(), rules, || {
+            Denial::new("no_grant", format!("no passthrough grant covers {host}:{port}"))
+        })?;
+        Ok(self.permit(rules, None, |number| format!("grant {number} lets TLS to {host}:{port} through closed")))
+    }
+
+    fn http(&self, request: &HttpRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
+        let path = path::normalise(request.path).map_err(ambiguous)?;
+        let context = || {
+            let mut context = vec![
+                pair("method", request.method),
+                pair("path", &path),
+                pair("scheme", request.scheme.word()),
+                ("websocket".to_owned(), RestrictedExpression::new_bool(request.websocket)),
+            ];
+            context.extend(request.model.map(|model| pair("model", model)));
+            context
+        };
+        let (host, port) = (request.host, request.port);
+        let mut deciding =
+            self.ask(Action::HttpRequest, host, port, context(), rules, || self.why_not(request, &path))?;
+        let credential = first_grant(&deciding).and_then(|at| self.grants.get(at)).and_then(|g| g.credential.clone());
+        if let Some(credential) = &credential {
+            let mut context = context();
+            context.push(pair("credential", credential));
+            let secret = self.ask(Action::SecretUse, host, port, context, rules, || {
+                Denial::new("secret_denied", format!("no rule lets this call use credential `{credential}`"))
+            });
+            match secret {
+                Ok(rules) => deciding.extend(rules),
+                Err(denial) => return Err(Denial { code: "secret_denied", ..denial }),
+            }
+        }
+        let (method, path_text) = (request.method, path.as_str());
+        let mut permit = self
+            .permit(deciding, credential, |number| format!("grant {number} covers {method} {host}:{port}{path_text}"));
+        permit.path = Some(path);
+        Ok(permit)
+    }
+
+    fn ingress(&self, request: &IngressRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
+        // People's paths are matched by guard-rails alone; one of no single form is matched as it came.
+        let path = path::normalise(request.path).unwrap_or_else(|_| request.path.to_owned());
+        let context = vec![
+            pair("method", request.method),
+            pair("path", &path),
+            ("websocket".to_owned(), RestrictedExpression::new_bool(request.websocket)),
+            ("authenticated".to_owned(), RestrictedExpression::new_bool(request.authenticated)),
+        ];
+        let rules = self.ask(Action::IngressRequest, request.host, request.port, context, rules, || {
+            Denial::new("not_authenticated", "the request shows no valid token or session")
+        })?;
+        let why = "the request is authenticated, or needs not be".to_owned();
+        Ok(Permit { grant: None, credential: None, path: None, rules, reason: "ingress", why })
+    }
+
+    fn permit(&self, rules: Vec<String>, credential: Option<String>, why: impl FnOnce(usize) -> String) -> Permit {
+        let grant = first_grant(&rules);
+        Permit { grant, credential, path: None, why: why(grant.map_or(0, |at| at + 1)), rules, reason: "grant" }
+    }
+
+    /// Asks Cedar. Answers with the rules that allow, or a denial; `otherwise` says why no rule allows.
+    fn ask(
+        &self,
+        action: Action,
+        host: &HostName,
+        port: u16,
+        context: Vec<(String, RestrictedExpression)>,
+        rules: Rules,
+        otherwise: impl FnOnce() -> Denial,
+    ) -> Verdict {
+        let text = host.to_string();
+        let set: &PolicySet = match rules {
+            Rules::All => &self.all,
+            Rules::Slice => match self.index.slice(action, host, &text) {
+                Some(set) => set,
+                None => &self.all,
+            },
+        };
+        if set.is_empty() {
+            return Err(otherwise());
+        }
+        let broken = |e: &dyn std::error::Error| Denial::new("policy_error", format!("cannot ask the policy: {e}"));
+        let uid = EntityUid::from_type_name_and_id(self.names.host.clone(), EntityId::new(&text));
+        let attributes = HashMap::from([
+            ("name".to_owned(), RestrictedExpression::new_string(text)),
+            ("port".to_owned(), RestrictedExpression::new_long(i64::from(port))),
+            ("address".to_owned(), RestrictedExpression::new_bool(host.name().is_none())),
+        ]);
+        let resource = Entity::new(uid.clone(), attributes, HashSet::new()).map_err(|e| broken(&e))?;
+        let entities = Entities::from_entities([resource], None).map_err(|e| broken(&e))?;
+        let context = Context::from_pairs(context).map_err(|e| broken(&e))?;
+        let request =
+            cedar_policy::Request::new(self.names.agent.clone(), self.names.action(action), uid, context, None)
+                .map_err(|e| broken(&e))?;
+        let answer = Authorizer::new().is_authorized(&request, set, &entities);
+        let mut deciding: Vec<String> = answer.diagnostics().reason().map(ToString::to_string).collect();
+        deciding.sort_by(|a, b| (grant_number(a), a).cmp(&(grant_number(b), b)));
+        // WHY: Cedar passes over a rule that cannot be evaluated. Were that rule a `forbid`, passing over it
+        // would allow; so any error denies.
+        if let Some(error) = answer.diagnostics().errors().next() {
+            return Err(Denial {
+                code: "policy_error",
+                why: format!("a rule could not be evaluated: {error}"),
+                rules: deciding,
+            });
+        }
+        match answer.decision() {
+            cedar_policy::Decision::Allow => Ok(deciding),
+            cedar_policy::Decision::Deny if deciding.is_empty() => Err(otherwise()),
+            cedar_policy::Decision::Deny => {
+                let why = format!("guard-rail {} forbids it", deciding.join(", "));
+                Err(Denial { code: "guard_rail", why, rules: deciding })
+            }
+        }
+    }
+
+    /// Says for people how the nearest grant misses the request.
+    fn why_not(&self, request: &HttpRequest<'_>, path: &str) -> Denial {
+        let HttpRequest { host, port, .. } = request;
+        let mut nearest: Option<(u8, usize, String)> = None;
+        for (at, grant) in self.grants.iter().enumerate().filter(|(_, g)| g.host.covers(host)) {
+            let (rank, miss) = misfit(grant, request, path).unwrap_or_else(|| {
+                (
+                    u8::MAX,
+                    match request.model {
+                        Some(model) => format!("not model `{model}`"),
+                        None => "only with a model that the body names".into(),
+                    },
+                )
+            });
+            if nearest.as_ref().is_none_or(|(best, ..)| rank > *best) {
+                nearest = Some((rank, at + 1, miss));
+            }
+        }
+        match nearest {
+            None => Denial::new("no_grant", format!("no grant covers {host}")),
+            Some((u8::MAX, number, miss)) => {
+                Denial::new("model_not_granted", format!("grant {number} covers {host}:{port}, but {miss}"))
+            }
+            Some((_, number, miss)) => Denial::new("no_grant", format!("grant {number} covers {host}, but {miss}")),
+        }
+    }
+}
+
+/// How a grant that covers the host misses a request, models aside, and how near it came.
+fn misfit(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<(u8, String)> {
+    if !grant.host.covers(request.host) {
+        return Some((0, "not this host".into()));
+    }
+    if grant.tls == TlsMode::Passthrough && grant.scheme == Scheme::Https {
+        return Some((1, "only as closed TLS".into()));
+    }
+    if grant.port != request.port || grant.scheme != request.scheme {
+        return Some((2, format!("not {} on port {}", request.scheme.word(), request.port)));
+    }
+    if !grant.methods.is_empty() && !grant.methods.iter().any(|m| m == request.method) {
+        return Some((3, format!("not method {}", request.method)));
+    }
+    let covers = |glob: &String| path::normalise(glob).is_ok_and(|glob| glob_matches(&glob, path));
+    if !grant.paths.is_empty() && !grant.paths.iter().any(covers) {
+        return Some((4, format!("not path {path}")));
+    }
+    None
+}
+
+/// Whether `text` matches `glob`, where `*` stands for any text.
+fn glob_matches(glob: &str, text: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = glob.rsplit_once('*').map(|(_, last)| last) else { return rest.is_empty() };
+    let middle = parts.clone().count().saturating_sub(1);
+    let mut rest = rest;
+    for part in parts.take(middle) {
+        match rest.find(part) {
+            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+fn pair(key: &str, value: &str) -> (String, RestrictedExpression) {
+    (key.to_owned(), RestrictedExpression::new_string(value.to_owned()))
+}
+
+fn ambiguous(error: PathError) -> Denial {
+    Denial::new("path_ambiguous", format!("the path can be read in more than one way: {error}"))
+}
+
+/// The number in `grant-n` or `grant-n/…`.
+fn grant_number(rule: &str) -> Option<usize> {
+    let rest = rule.strip_prefix("grant-")?;
+    rest.split('/').next()?.parse().ok()
+}
+
+/// The place of the first grant among rules, from 0.
+fn first_grant(rules: &[String]) -> Option<usize> {
+    rules.iter().filter_map(|rule| grant_number(rule)).min().and_then(|number| number.checked_sub(1))
+}

@@ -1,0 +1,345 @@
+use proptest::prelude::*;
+use ringfence_model::manifest::{Grant, Scheme, TlsMode, Trust};
+use ringfence_model::{AgentName, HostName};
+
+use crate::{Decision, HttpRequest, IngressRequest, Policy, PolicyError, Request};
+
+fn agent() -> AgentName {
+    "analyst".parse().unwrap()
+}
+
+fn grant(host: &str) -> Grant {
+    Grant {
+        host: host.parse().unwrap(),
+        port: 443,
+        scheme: Scheme::Https,
+        methods: vec![],
+        paths: vec![],
+        credential: None,
+        models: vec![],
+        trust: Trust::Trusted,
+        tls: TlsMode::Inspect,
+        connect_to: None,
+        ca_pem: None,
+        allow_private: false,
+    }
+}
+
+fn compile(grants: &[Grant]) -> Policy {
+    Policy::compile(&agent(), grants, &[]).unwrap()
+}
+
+fn guarded(grants: &[Grant], text: &str) -> Result<Policy, PolicyError> {
+    Policy::compile(&agent(), grants, &[("org.cedar".into(), text.into())])
+}
+
+fn ask(policy: &Policy, host: &str, method: &str, path: &str, model: Option<&str>) -> Decision {
+    let host: HostName = host.parse().unwrap();
+    let request = HttpRequest { host: &host, port: 443, scheme: Scheme::Https, method, path, websocket: false, model };
+    policy.decide(&Request::Http(request))
+}
+
+fn code(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Allow(permit) => permit.reason(),
+        Decision::Deny(denial) => denial.code,
+    }
+}
+
+#[test]
+fn nothing_is_allowed_without_a_grant() {
+    let policy = compile(&[]);
+    assert_eq!(code(&ask(&policy, "api.openai.com", "GET", "/", None)), "no_grant");
+    assert!(!policy.could_resolve(&"api.openai.com".parse().unwrap()));
+}
+
+#[test]
+fn a_grant_covers_what_it_says_and_nothing_else() {
+    let mut openai = grant("api.openai.com");
+    openai.methods = vec!["POST".into()];
+    openai.paths = vec!["/v1/*".into()];
+    let policy = compile(&[openai, grant("*.wikipedia.org"), grant("192.0.2.7")]);
+    for (host, method, path, want) in [
+        ("api.openai.com", "POST", "/v1/chat/completions", "grant"),
+        ("api.openai.com", "POST", "/%76%31/chat", "grant"),
+        ("api.openai.com", "GET", "/v1/chat", "no_grant"),
+        ("api.openai.com", "post", "/v1/chat", "no_grant"),
+        ("api.openai.com", "POST", "/v2", "no_grant"),
+        ("api.openai.com", "POST", "/v1/../v2", "path_ambiguous"),
+        ("api.openai.com", "POST", "/v1/%2e%2e/v2", "path_ambiguous"),
+        ("openai.com", "POST", "/v1/chat", "no_grant"),
+        ("en.wikipedia.org", "GET", "/wiki/Cedar", "grant"),
+        ("wikipedia.org", "GET", "/", "no_grant"),
+        ("evilwikipedia.org", "GET", "/", "no_grant"),
+        ("192.0.2.7", "GET", "/", "grant"),
+        ("192.0.2.8", "GET", "/", "no_grant"),
+    ] {
+        let decision = ask(&policy, host, method, path, None);
+        assert_eq!(code(&decision), want, "{method} {host}{path}: {}", decision.explain());
+    }
+    assert!(policy.could_resolve(&"en.wikipedia.org".parse().unwrap()));
+    assert!(!policy.could_resolve(&"wikipedia.org".parse().unwrap()));
+}
+
+#[test]
+fn the_first_grant_that_matches_gives_credential_and_path() {
+    let mut first = grant("a.example.org");
+    first.paths = vec!["/only".into()];
+    let mut second = grant("*.example.org");
+    second.credential = Some("key".into());
+    let mut third = grant("a.example.org");
+    third.credential = Some("other".into());
+    let policy = compile(&[first, second, third]);
+    let Decision::Allow(permit) = ask(&policy, "a.example.org", "GET", "/%61b", None) else { panic!() };
+    assert_eq!(permit.grant(), Some(1));
+    assert_eq!(permit.credential(), Some("key"));
+    assert_eq!(permit.path(), Some("/ab"));
+    assert_eq!(permit.rules(), ["grant-2", "grant-3", "grant-2/secret"]);
+}
+
+#[test]
+fn a_grant_with_models_needs_one_of_them() {
+    let mut llm = grant("llm.example.org");
+    llm.models = vec!["small".into(), "mini \"x\"".into()];
+    let policy = compile(&[llm]);
+    let host = "llm.example.org".parse().unwrap();
+    let request = HttpRequest {
+        host: &host,
+        port: 443,
+        scheme: Scheme::Https,
+        method: "POST",
+        path: "/",
+        websocket: false,
+        model: None,
+    };
+    assert!(policy.needs_model(&request));
+    for (model, want) in [
+        (Some("small"), "grant"),
+        (Some("mini \"x\""), "grant"),
+        (Some("large"), "model_not_granted"),
+        (None, "model_not_granted"),
+    ] {
+        assert_eq!(code(&ask(&policy, "llm.example.org", "POST", "/", model)), want);
+    }
+    assert!(!compile(&[grant("llm.example.org")]).needs_model(&request));
+}
+
+#[test]
+fn passthrough_allows_closed_tls_alone() {
+    let mut closed = grant("db.example.org");
+    closed.tls = TlsMode::Passthrough;
+    let policy = compile(&[closed]);
+    let host: HostName = "db.example.org".parse().unwrap();
+    assert!(policy.decide(&Request::TlsConnect { host: &host, port: 443 }).allows());
+    assert!(!policy.decide(&Request::TlsConnect { host: &host, port: 444 }).allows());
+    assert_eq!(code(&ask(&policy, "db.example.org", "GET", "/", None)), "no_grant");
+    assert_eq!(policy.route(&host, 443, Scheme::Https), Some(TlsMode::Passthrough));
+    assert_eq!(policy.route(&host, 80, Scheme::Http), None);
+}
+
+#[test]
+fn ingress_needs_authentication_and_obeys_guard_rails() {
+    let rail = r#"@id("admin") forbid (principal, action == Action::"ingress:request", resource) when { context.path like "/admin*" };"#;
+    let policy = guarded(&[], rail).unwrap();
+    let host = "agent.example.org".parse().unwrap();
+    let ask = |path, authenticated| {
+        let request = IngressRequest { host: &host, port: 8501, method: "GET", path, websocket: false, authenticated };
+        code(&policy.decide(&Request::Ingress(request)))
+    };
+    assert_eq!(ask("/", true), "ingress");
+    assert_eq!(ask("/", false), "not_authenticated");
+    assert_eq!(ask("/admin", true), "guard_rail");
+}
+
+#[test]
+fn a_guard_rail_forbids_and_says_so() {
+    let mut keyed = grant("a.example.org");
+    keyed.credential = Some("key".into());
+    let rail = r#"
+        @id("no-delete") forbid (principal, action == Action::"http:request", resource) when { context.method == "DELETE" };
+        forbid (principal, action == Action::"secret:use", resource) when { context.path like "/public/*" };
+        forbid (principal == Agent::"somebody-else", action, resource);
+    "#;
+    let policy = guarded(&[keyed], rail).unwrap();
+    let Decision::Deny(denial) = ask(&policy, "a.example.org", "DELETE", "/", None) else { panic!() };
+    assert_eq!((denial.code, denial.rules.as_slice()), ("guard_rail", ["org.cedar:no-delete".to_owned()].as_slice()));
+    assert_eq!(code(&ask(&policy, "a.example.org", "GET", "/", None)), "grant");
+    let Decision::Deny(denial) = ask(&policy, "a.example.org", "GET", "/public/x", None) else { panic!() };
+    assert_eq!((denial.code, denial.rules.as_slice()), ("secret_denied", ["org.cedar:2".to_owned()].as_slice()));
+}
+
+#[test]
+fn a_rule_that_cannot_be_evaluated_denies() {
+    let rail = r#"forbid (principal, action, resource) when { resource.port * 9223372036854775807 > 0 };"#;
+    let policy = guarded(&[grant("a.example.org")], rail).unwrap();
+    assert_eq!(code(&ask(&policy, "a.example.org", "GET", "/", None)), "policy_error");
+}
+
+#[test]
+fn guard_rails_that_cannot_hold_are_refused() {
+    for (text, want) in [
+        ("forbid (principal, action, resource", "policy.syntax"),
+        ("permit (principal, action, resource);", "policy.guard_rail_permits"),
+        ("forbid (principal, action, resource == ?resource);", "policy.template"),
+        (r#"forbid (principal, action == Action::"http:reqest", resource);"#, "policy.schema"),
+        (r#"forbid (principal, action, resource) when { resource.nam == "x" };"#, "policy.schema"),
+        (r#"forbid (principal, action, resource) when { context.method == "GET" };"#, "policy.schema"),
+        (
+            r#"forbid (principal, action == Action::"http:request", resource) when { context.model == "x" };"#,
+            "policy.schema",
+        ),
+        (
+            r#"@id("a") forbid (principal, action, resource); @id("a") forbid (principal, action, resource);"#,
+            "policy.twice",
+        ),
+    ] {
+        let error = guarded(&[], text).err().unwrap_or_else(|| panic!("taken: {text}"));
+        assert_eq!(ringfence_model::Explain::code(&error), want, "{error}");
+        assert!(!error.to_string().contains('\n'));
+    }
+    let example = include_str!("../../../policies/example-guard-rails.cedar");
+    guarded(&[grant("a.example.org")], example).unwrap();
+    let mut bad = grant("a.example.org");
+    bad.paths = vec!["/a/../b".into()];
+    assert!(matches!(Policy::compile(&agent(), &[bad], &[]), Err(PolicyError::Path { number: 1, .. })));
+}
+
+#[test]
+fn a_denial_names_the_nearest_grant() {
+    let mut a = grant("a.example.org");
+    a.methods = vec!["POST".into()];
+    let mut b = grant("a.example.org");
+    b.paths = vec!["/v1/*".into()];
+    let policy = compile(&[a, b]);
+    let why = ask(&policy, "a.example.org", "GET", "/v2", None).explain();
+    assert_eq!(why, "deny: no_grant: grant 2 covers a.example.org, but not path /v2");
+}
+
+const HOSTS: [&str; 8] = [
+    "a.b.example.org",
+    "b.example.org",
+    "example.org",
+    "x.example.org",
+    "a.b.test.net",
+    "test.net",
+    "192.0.2.7",
+    "::1",
+];
+const PATTERNS: [&str; 9] = [
+    "a.b.example.org",
+    "*.b.example.org",
+    "*.example.org",
+    "x.example.org",
+    "*.test.net",
+    "test.net",
+    "192.0.2.7",
+    "::1",
+    "b.example.org",
+];
+const RAILS: [&str; 8] = [
+    "forbid (principal, action, resource) when { resource.name like \"*.b.example.org\" };",
+    "forbid (principal, action == Action::\"http:request\", resource == Host::\"test.net\");",
+    "forbid (principal == Agent::\"other\", action, resource);",
+    "forbid (principal, action in [Action::\"secret:use\", Action::\"dns:resolve\"], resource == Host::\"x.example.org\");",
+    "forbid (principal, action, resource is Host) when { resource.address };",
+    "forbid (principal == Agent::\"analyst\", action == Action::\"http:request\", resource) when { context.method == \"PUT\" };",
+    "forbid (principal, action == Action::\"http:request\", resource) when { context has model && context.model == \"big\" };",
+    "forbid (principal, action == Action::\"tls:connect\", resource) unless { resource.port == 443 };",
+];
+
+fn any_grant() -> impl Strategy<Value = Grant> {
+    (
+        prop::sample::select(&PATTERNS[..]),
+        any::<bool>(),
+        prop::collection::vec(prop::sample::select(&["GET", "PUT"][..]), 0..2),
+        prop::collection::vec(prop::sample::select(&["/a/*", "/*b", "/a/b", "*"][..3]), 0..2),
+        prop::collection::vec(prop::sample::select(&["big", "small"][..]), 0..2),
+        any::<bool>(),
+        0..4_u8,
+    )
+        .prop_map(|(host, https, methods, paths, models, keyed, closed)| {
+            let text = |v: Vec<&str>| v.into_iter().map(str::to_owned).collect::<Vec<_>>();
+            let mut grant = grant(host);
+            grant.scheme = if https { Scheme::Https } else { Scheme::Http };
+            if https && closed == 0 {
+                grant.tls = TlsMode::Passthrough;
+            } else {
+                (grant.methods, grant.paths, grant.models) = (text(methods), text(paths), text(models));
+                grant.credential = keyed.then(|| "key".to_owned());
+            }
+            grant
+        })
+}
+
+fn any_rails() -> impl Strategy<Value = Vec<(String, String)>> {
+    prop::collection::vec(prop::sample::select(&RAILS[..]), 0..4)
+        .prop_map(|texts| texts.into_iter().enumerate().map(|(at, t)| (format!("{at}.cedar"), t.to_owned())).collect())
+}
+
+/// Every request of a small world.
+fn each_request(mut check: impl FnMut(&Request<'_>)) {
+    for host in HOSTS {
+        let host: HostName = host.parse().unwrap();
+        check(&Request::DnsResolve { host: &host });
+        check(&Request::TlsConnect { host: &host, port: 443 });
+        for method in ["GET", "PUT"] {
+            for path in ["/a/b", "/c"] {
+                for model in [None, Some("big")] {
+                    for scheme in [Scheme::Http, Scheme::Https] {
+                        let http =
+                            HttpRequest { host: &host, port: 443, scheme, method, path, websocket: false, model };
+                        check(&Request::Http(http));
+                    }
+                }
+                for authenticated in [false, true] {
+                    let ingress =
+                        IngressRequest { host: &host, port: 443, method, path, websocket: true, authenticated };
+                    check(&Request::Ingress(ingress));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn sliced_equals_unsliced(grants in prop::collection::vec(any_grant(), 0..5), rails in any_rails()) {
+        let policy = Policy::compile(&agent(), &grants, &rails).unwrap();
+        each_request(|request| {
+            assert_eq!(policy.decide(request).explain(), policy.decide_unsliced(request).explain(), "{request:?}");
+        });
+    }
+
+    #[test]
+    fn adding_a_forbid_never_allows_more(grants in prop::collection::vec(any_grant(), 0..5), rails in any_rails(), extra in any_rails()) {
+        let before = Policy::compile(&agent(), &grants, &rails).unwrap();
+        let extra = extra.into_iter().map(|(file, text)| (format!("extra-{file}"), text));
+        let more: Vec<_> = rails.into_iter().chain(extra).collect();
+        let after = Policy::compile(&agent(), &grants, &more).unwrap();
+        each_request(|request| {
+            assert!(before.decide(request).allows() || !after.decide(request).allows(), "{request:?}");
+        });
+    }
+
+    #[test]
+    fn adding_a_grant_never_denies_more(grants in prop::collection::vec(any_grant(), 0..5), extra in any_grant(), at in 0..5_usize) {
+        let before = compile(&grants);
+        let mut more = grants;
+        more.insert(at.min(more.len()), extra);
+        let after = compile(&more);
+        each_request(|request| {
+            assert!(!before.decide(request).allows() || after.decide(request).allows(), "{request:?}");
+        });
+    }
+
+    #[test]
+    fn no_input_makes_it_panic(host in "[a-z0-9.:-]{1,20}", method in "\\PC{0,8}", path in "\\PC{0,20}", model in "\\PC{0,8}") {
+        let policy = compile(&[grant("*.example.org")]);
+        if let Ok(host) = host.parse::<HostName>() {
+            let request = HttpRequest { host: &host, port: 1, scheme: Scheme::Http, method: &method, path: &path, websocket: true, model: Some(&model) };
+            let _ = policy.decide(&Request::Http(request)).explain();
+        }
+    }
+}

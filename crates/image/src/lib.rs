@@ -1,1 +1,40 @@
-//! stub
+//! Images: assembled here, without daemon, Dockerfile or shell, the same to the bit on every machine.
+//!
+//! Layers, lowest first: base (a minimal Debian of signed packages) → python → dependencies → app → profile.
+//! This crate plans and builds the base, packs every layer, keeps them in an OCI layout, and verifies them again
+//! before anything starts. It does *not* resolve or install Python packages (`lock` does, and hands the result to
+//! [`build_dependencies`]), does not sign, and starts nothing but jobs given to a
+//! [`Runner`](ringfence_model::work::Runner).
+//!
+//! - [`Store`]: where everything is kept; tags; collection
+//! - [`plan_base`], [`build_base`]: which Debian packages, and the two lowest layers
+//! - [`build_dependencies`], [`build`]: the rest, and the image
+//! - [`Store::verify`] → [`VerifiedImage`]: what may be started
+//! - [`fetch`]: bounded HTTP, for this crate and `lock`
+//!
+//! Leans on `model`.
+
+mod app;
+mod assemble;
+mod base;
+mod bytecode;
+pub mod debian;
+pub mod error;
+pub mod fetch;
+mod layer;
+pub mod oci;
+mod seal;
+mod store;
+mod tree;
+mod verify;
+
+pub use assemble::{
+    BuildInput, Built, LABEL_AGENT, LABEL_LOCK, LABEL_MANIFEST, LABEL_POLICY, LABEL_TRUST_STORES, Profile, VENV, build,
+    build_dependencies,
+};
+pub use base::build_base;
+pub use debian::{BasePlan, LockedPackage, plan_base};
+pub use error::ImageError;
+pub use layer::{AGENT_ID, EPOCH, Layer};
+pub use store::{Collected, Store, Tag, Using};
+pub use verify::VerifiedImage;

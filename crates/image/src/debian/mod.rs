@@ -1,0 +1,376 @@
+//! A base out of signed Debian packages: which ones (the plan), where from, and their files.
+
+pub(crate) mod archive;
+mod closure;
+mod packages;
+mod release;
+pub mod sources;
+pub mod version;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use ringfence_model::digest::Hasher;
+use ringfence_model::work::{Progress, Step};
+use ringfence_model::{Digest, manifest};
+use serde::{Deserialize, Serialize};
+
+use self::closure::{Exclusions, close};
+use self::packages::Packages;
+use self::sources::{DEFAULT_SUITE, Pocket, SUITES};
+use crate::error::{ImageError, OnPath, Said};
+use crate::fetch::{FetchError, Fetcher, redact};
+use crate::store::{Store, hash_file};
+
+const RELEASE_LIMIT: u64 = 4 << 20;
+const LIST_LIMIT: u64 = 256 << 20;
+const DEB_LIMIT: u64 = 1 << 30;
+const DOWNLOADS: usize = 4;
+
+/// What every base has, besides Python.
+const SEEDS: [&str; 10] = [
+    "base-files",
+    "ca-certificates",
+    "libc-bin",
+    "libgcc-s1",
+    "libgomp1",
+    "libstdc++6",
+    "media-types",
+    "netbase",
+    "tzdata",
+    "zlib1g",
+];
+
+/// The archive that a package comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Archive {
+    /// Debian's main archive, with its updates.
+    Main,
+    /// Debian's security archive.
+    Security,
+}
+
+/// The packages of a base, pinned; the same plan gives the same layers on any machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BasePlan {
+    /// Debian suite.
+    pub suite: String,
+    /// Debian's name of the architecture.
+    pub architecture: String,
+    /// Python version, such as `3.11`.
+    pub python: String,
+    /// Mirror that the manifest names; no part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    /// Packages by name.
+    #[serde(rename = "package")]
+    pub packages: Vec<LockedPackage>,
+}
+
+/// One package of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `amd64`, `all`, …
+    pub architecture: String,
+    /// Which archive has it.
+    pub archive: Archive,
+    /// Path below the archive's address.
+    pub path: String,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Digest of the file.
+    pub sha256: Digest,
+}
+
+impl BasePlan {
+    /// The plan's name by content; the mirror does not count, since every mirror has the same files.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Hasher::new();
+        hasher.update(b"ringfence base plan 1\n");
+        for text in [&self.suite, &self.architecture, &self.python] {
+            hasher.update(format!("{text}\n").as_bytes());
+        }
+        for p in &self.packages {
+            hasher.update(format!("{} {} {} {}\n", p.name, p.version, p.architecture, p.sha256).as_bytes());
+        }
+        hasher.finish()
+    }
+}
+
+/// The Python versions that can be had, with the suite that brings each, newest last.
+#[must_use]
+pub fn pythons() -> &'static [(&'static str, &'static str)] {
+    &SUITES
+}
+
+/// The suite for what a manifest asks.
+///
+/// # Errors
+/// [`ImageError::NoPython`] if no suite has the Python version wanted.
+pub fn suite_for(image: &manifest::Image) -> Result<String, ImageError> {
+    match (&image.suite, &image.python) {
+        (Some(suite), _) => Ok(suite.clone()),
+        (None, None) => Ok(DEFAULT_SUITE.into()),
+        (None, Some(python)) => SUITES
+            .iter()
+            .find(|(_, p)| p == python)
+            .map(|(suite, _)| (*suite).to_owned())
+            .ok_or_else(|| no_python(python)),
+    }
+}
+
+fn no_python(python: &str) -> ImageError {
+    let known = SUITES.iter().map(|(suite, p)| format!("{p} ({suite})")).collect::<Vec<_>>().join(", ");
+    ImageError::NoPython { python: python.into(), known }
+}
+
+/// Debian's name of this machine's architecture, which is also OCI's.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Chooses and pins the packages of a base, from signed package lists.
+///
+/// # Errors
+/// [`ImageError`] of the mirror, or of packages that are not there.
+pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress) -> Result<BasePlan, ImageError> {
+    let suite = suite_for(image)?;
+    let pockets = sources::pockets(&suite, image.mirror.as_deref(), release::apt())?;
+    let fetcher = Fetcher::new();
+    let mut packages = Packages::default();
+    for pocket in &pockets {
+        tell(progress, &format!("reading the package list of {}", pocket.suite), 0, None);
+        read_pocket(store, &fetcher, pocket, &mut packages, progress)?;
+    }
+    let python = default_python(&packages, &suite)?;
+    if let Some(wanted) = &image.python
+        && *wanted != python
+    {
+        return Err(no_python(wanted));
+    }
+    let mut seeds: Vec<String> = SEEDS.iter().map(|s| (*s).to_owned()).collect();
+    seeds.push(format!("python{python}"));
+    if packages.named("python3-distutils").is_some() {
+        seeds.push("python3-distutils".into());
+    }
+    seeds.extend(image.packages.iter().cloned());
+    let closed = close(&packages, &seeds, &Exclusions::shipped(), &suite)?;
+    let packages = closed
+        .into_iter()
+        .map(|p| LockedPackage {
+            name: p.name,
+            version: p.version,
+            architecture: p.architecture,
+            archive: p.archive,
+            path: p.path,
+            size: p.size,
+            sha256: p.sha256,
+        })
+        .collect();
+    Ok(BasePlan { suite, architecture: architecture().into(), python, mirror: image.mirror.clone(), packages })
+}
+
+/// `3.11` of `python3 3.11.2-1+b1`.
+fn default_python(packages: &Packages, suite: &str) -> Result<String, ImageError> {
+    let missing = || ImageError::NoPackage { suite: suite.into(), name: "python3".into() };
+    let version = &packages.named("python3").ok_or_else(missing)?.version;
+    let mut numbers = version.split('.');
+    let (major, minor) = numbers.next().zip(numbers.next()).ok_or_else(missing)?;
+    Ok(format!("{major}.{minor}"))
+}
+
+fn tell(progress: &dyn Progress, doing: &str, done: u64, total: Option<u64>) {
+    progress.tell(Step { name: "base".into(), doing: doing.into(), done, total });
+}
+
+/// Adds the packages of one pocket, after its signature was believed.
+fn read_pocket(
+    store: &Store,
+    fetcher: &Fetcher,
+    pocket: &Pocket,
+    packages: &mut Packages,
+    progress: &dyn Progress,
+) -> Result<(), ImageError> {
+    let url = pocket.dist("InRelease");
+    let page = match fetcher.page(&url, &[], RELEASE_LIMIT, progress) {
+        Err(e) if e.is_absent() && pocket.optional => return Ok(()),
+        other => other.map_err(|e| failed(&url, e))?,
+    };
+    let release = release::believe(store, pocket, &redact(&url), &page.body)?;
+    if !release.is_debian {
+        return Ok(());
+    }
+    for component in &pocket.components {
+        let (name, (digest, size)) = ["xz", "gz"]
+            .iter()
+            .map(|ending| format!("{component}/binary-{}/Packages.{ending}", architecture()))
+            .find_map(|name| release.files.get(&name).map(|file| (name.clone(), *file)))
+            .ok_or_else(|| ImageError::MirrorSyntax {
+                url: redact(&url),
+                why: format!("it lists no packages of `{component}` for {}", architecture()),
+            })?;
+        // By hash, so that a mirror that is being updated still has the list that the release file speaks of.
+        let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let urls = [pocket.dist(&format!("{folder}/by-hash/SHA256/{}", digest.hex())), pocket.dist(&name)];
+        let path = obtain(store, fetcher, &urls, &digest, size.min(LIST_LIMIT), progress, &|_| ())?;
+        let file = fs::File::open(&path).on("open", &path)?;
+        let mut reader: Box<dyn Read> = if name.ends_with(".xz") {
+            Box::new(liblzma::read::XzDecoder::new_multi_decoder(file))
+        } else {
+            Box::new(flate2::read::MultiGzDecoder::new(file))
+        };
+        let mut text = String::new();
+        reader.by_ref().take(LIST_LIMIT).read_to_string(&mut text).on("read", &path)?;
+        let url = urls.into_iter().next_back().unwrap_or_default();
+        packages.read(&text, pocket.archive).map_err(|why| ImageError::MirrorSyntax { url: redact(&url), why })?;
+    }
+    Ok(())
+}
+
+fn failed(url: &str, error: FetchError) -> ImageError {
+    let url = redact(url);
+    match error {
+        FetchError::Cancelled => ImageError::Cancelled("downloading packages"),
+        FetchError::Sink(e) => ImageError::io("write", std::path::Path::new("debs"), e),
+        other => ImageError::MirrorUnreachable { url, why: Said(other.to_string()) },
+    }
+}
+
+/// Gives the path of a file with this digest, downloading it from the first address that has it.
+fn obtain(
+    store: &Store,
+    fetcher: &Fetcher,
+    urls: &[String],
+    digest: &Digest,
+    size: u64,
+    progress: &dyn Progress,
+    tell: &(dyn Fn(u64) + Sync),
+) -> Result<std::path::PathBuf, ImageError> {
+    let path = store.deb_path(digest);
+    if path.exists() {
+        if hash_file(&path)?.0 == *digest {
+            tell(size);
+            return Ok(path);
+        }
+        fs::remove_file(&path).on("remove", &path)?;
+    }
+    let mut last = None;
+    for url in urls {
+        let mut open = || Ok(Hashed { file: store.temp_file()?, hasher: Hasher::new() });
+        match fetcher.stream(url, size, progress, &mut open, &mut |n| tell(n)) {
+            Ok(Hashed { mut file, hasher }) => {
+                let got = hasher.finish();
+                if got != *digest {
+                    let why = Said(format!("its digest is `{got}`, not `{digest}`"));
+                    last = Some(ImageError::MirrorHash { url: redact(url), why });
+                    continue;
+                }
+                file.flush().on("write", &path)?;
+                store.settle(file, &path)?;
+                return Ok(path);
+            }
+            Err(FetchError::TooLong(limit)) => {
+                let why = Said(format!("it is longer than the {limit} bytes promised"));
+                last = Some(ImageError::MirrorHash { url: redact(url), why });
+            }
+            Err(FetchError::Sink(e)) => return Err(ImageError::io("write", &path, e)),
+            Err(e) if e.is_absent() && last.is_some() => {}
+            Err(e) => last = Some(failed(url, e)),
+        }
+    }
+    Err(last.unwrap_or_else(|| ImageError::MirrorGone { path: digest.to_string() }))
+}
+
+struct Hashed {
+    file: tempfile::NamedTempFile,
+    hasher: Hasher,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(buf)?;
+        self.hasher.update(buf.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Makes sure that every package file of a plan is in the store, a few at a time.
+pub(crate) fn download(store: &Store, plan: &BasePlan, progress: &dyn Progress) -> Result<(), ImageError> {
+    let missing: Vec<&LockedPackage> = plan.packages.iter().filter(|p| !store.deb_path(&p.sha256).exists()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let pockets = sources::pockets(&plan.suite, plan.mirror.as_deref(), release::apt())?;
+    let total: u64 = missing.iter().map(|p| p.size).sum();
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let failure: Mutex<Option<ImageError>> = Mutex::new(None);
+    let fetcher = Fetcher::new();
+    let failed = || failure.lock().map_or(true, |f| f.is_some());
+    std::thread::scope(|scope| {
+        for _ in 0..DOWNLOADS.min(missing.len()) {
+            scope.spawn(|| {
+                while let Some(package) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if failed() {
+                        return;
+                    }
+                    let report = |n| {
+                        let done = done.fetch_add(n, Ordering::Relaxed) + n;
+                        tell(progress, "downloading packages", done, Some(total));
+                    };
+                    if let Err(error) = fetch_package(store, &fetcher, &pockets, package, progress, &report) {
+                        if let Ok(mut slot) = failure.lock() {
+                            slot.get_or_insert(error);
+                        }
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    match failure.into_inner() {
+        Ok(Some(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn fetch_package(
+    store: &Store,
+    fetcher: &Fetcher,
+    pockets: &[Pocket],
+    package: &LockedPackage,
+    progress: &dyn Progress,
+    tell: &(dyn Fn(u64) + Sync),
+) -> Result<(), ImageError> {
+    // Packages move from the security archive to the main one with time, so the other addresses come after.
+    let (own, other): (BTreeSet<&str>, BTreeSet<&str>) = (
+        pockets.iter().filter(|p| p.archive == package.archive).map(|p| p.uri.as_str()).collect(),
+        pockets.iter().filter(|p| p.archive != package.archive).map(|p| p.uri.as_str()).collect(),
+    );
+    let urls: Vec<String> = own.into_iter().chain(other).map(|uri| format!("{uri}/{}", package.path)).collect();
+    match obtain(store, fetcher, &urls, &package.sha256, package.size.min(DEB_LIMIT), progress, tell) {
+        Err(ImageError::MirrorUnreachable { why, .. }) if why.0.contains("status 404") => {
+            Err(ImageError::MirrorGone { path: package.path.clone() })
+        }
+        other => other.map(|_| ()),
+    }
+}

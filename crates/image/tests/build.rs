@@ -1,0 +1,231 @@
+//! Images out of real packages from the host's mirror: reproducible, whole, and taken by other tools.
+
+mod fence;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use fence::{CalledOff, Fence, folder};
+use ringfence_image::{BasePlan, BuildInput, Built, ImageError, Layer, Profile, Store, build, build_base};
+use ringfence_image::{build_dependencies, plan_base};
+use ringfence_model::work::Silent;
+use ringfence_model::{Digest, Explain, Manifest};
+
+const MANIFEST: &str = "[agent]\nname = \"probe\"\nentry = [\"python3\", \"app.py\"]\n[ingress]\nport = 8000\n";
+const APP: &str = "import json, os, sqlite3, ssl, zoneinfo, ctypes, lzma, bz2, decimal\n\
+                   import six\n\
+                   assert six.__cached__.endswith('.pyc') and os.path.exists(json.__cached__)\n\
+                   ssl.create_default_context()\n\
+                   zoneinfo.ZoneInfo('Europe/Paris')\n\
+                   print('ready', os.getcwd(), os.getuid(), os.environ['HOME'], os.path.exists('/bin/sh'))\n";
+
+fn manifest() -> Manifest {
+    Manifest::parse(MANIFEST, &|_| Err("none".into())).unwrap()
+}
+
+fn dependencies(store: &Store, base: &[Layer], python: &str, fence: &Fence) -> Layer {
+    let key = Digest::of(b"one module");
+    build_dependencies(store, &key, base, python, fence, &Silent, &mut |venv| {
+        let module = venv.join(format!("lib/python{python}/site-packages/six.py"));
+        fs::write(module, "PY3 = True\nassert __file__\n").unwrap();
+        let certifi = venv.join(format!("lib/python{python}/site-packages/certifi"));
+        fs::create_dir(&certifi).unwrap();
+        fs::write(certifi.join("cacert.pem"), "pem").unwrap();
+        Ok(())
+    })
+    .unwrap()
+}
+
+fn built(store: &Store, plan: &BasePlan, source: &Path, fence: &Fence) -> Built {
+    let base = build_base(store, plan, fence, &Silent).unwrap();
+    let dependencies = dependencies(store, &base, &plan.python, fence);
+    let profile = Profile { manifest: b"{}".to_vec(), seccomp: b"{}".to_vec(), policy: Digest::of(b"policy") };
+    let (manifest, digest) = (manifest(), Digest::of(MANIFEST.as_bytes()));
+    let input = BuildInput {
+        manifest: &manifest,
+        manifest_digest: &digest,
+        folder: source,
+        base: &base,
+        dependencies: &dependencies,
+        lock_digest: &Digest::of(b"lock"),
+        profile: &profile,
+    };
+    build(store, &input, &Silent).unwrap()
+}
+
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = work();
+    println!("{what}: {:.3} s", start.elapsed().as_secs_f64());
+    done
+}
+
+fn tool(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[test]
+fn two_builds_in_two_stores_give_one_digest_that_other_tools_take() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(one.path()).unwrap();
+    let fence = Fence::default();
+    let image = manifest().image;
+    let plan = timed("plan", || plan_base(&store, &image, &Silent)).unwrap();
+    for name in ["libc6", "python3.11", "tzdata", "ca-certificates", "libssl3"] {
+        assert!(plan.packages.iter().any(|p| p.name == name), "{name}");
+    }
+    assert_eq!(plan_base(&store, &image, &Silent).unwrap(), plan);
+
+    let source = folder(&[("app.py", APP), ("data/x.txt", "x")]);
+    let first = timed("first build", || built(&store, &plan, source.path(), &fence));
+    let jobs = fence.jobs.load(Ordering::SeqCst);
+    let again = timed("unchanged build", || built(&store, &plan, source.path(), &fence));
+    assert_eq!(first, again);
+    assert_eq!(fence.jobs.load(Ordering::SeqCst), jobs, "nothing is made twice");
+    for layer in &first.layers {
+        println!("{} {} → {} bytes", layer.name, layer.unpacked, layer.size);
+    }
+
+    // Another store, another folder, packages from the first so as not to load the mirror.
+    let other = Store::open(two.path()).unwrap();
+    for entry in fs::read_dir(one.path().join("debs")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), two.path().join("debs").join(entry.file_name())).unwrap();
+    }
+    let elsewhere = folder(&[("data/x.txt", "x"), ("app.py", APP)]);
+    let second = timed("second store", || built(&other, &plan, elsewhere.path(), &fence));
+    for (a, b) in first.layers.iter().zip(&second.layers) {
+        assert_eq!(a, b, "layer {}", a.name);
+    }
+    assert_eq!(first.digest, second.digest);
+
+    let verified = timed("verify", || store.verify(&first.digest)).unwrap();
+    assert_eq!(verified.entry(), ["/opt/venv/bin/python3", "app.py"]);
+    assert_eq!(verified.user(), (65532, 65532));
+    assert_eq!(
+        verified.trust_stores(),
+        ["/etc/ssl/certs/ca-certificates.crt", "/opt/venv/lib/python3.11/site-packages/certifi/cacert.pem"]
+    );
+    no_shell_nor_setuid(verified.layers());
+    store.tag("probe", &first.digest).unwrap();
+    taken_by_skopeo_and_umoci(&store, one.path());
+    runs_under_podman(&store);
+    survives_damage(&store, &first, &plan, source.path(), &fence);
+}
+
+fn no_shell_nor_setuid(layers: &[std::path::PathBuf]) {
+    for layer in layers {
+        for program in ["sh", "bash", "dash", "apt", "dpkg", "perl", "su", "mount"] {
+            assert!(!layer.join("usr/bin").join(program).exists(), "{program}");
+        }
+        let found = tool("find", &[layer.to_str().unwrap(), "-perm", "/6000", "-o", "-type", "b", "-o", "-type", "c"]);
+        assert_eq!(found, "");
+    }
+}
+
+fn taken_by_skopeo_and_umoci(store: &Store, scratch: &Path) {
+    let image = format!("oci:{}:probe", store.layout().display());
+    let text = tool("skopeo", &["inspect", &image]);
+    assert!(text.contains("dev.ringfence.manifest"), "{text}");
+    let bundle = scratch.join("bundle");
+    let layout = format!("{}:probe", store.layout().display());
+    tool("umoci", &["unpack", "--image", &layout, bundle.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(bundle.join("rootfs/app/app.py")).unwrap(), APP);
+}
+
+fn runs_under_podman(store: &Store) {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let (root, runroot, tmp) = (path("root"), path("run"), path("tmp"));
+    let common = ["--root", &root, "--runroot", &runroot, "--tmpdir", &tmp, "--storage-driver", "vfs"];
+    let podman = |args: &[&str]| {
+        let all: Vec<&str> = common.iter().chain(args).copied().collect();
+        tool("podman", &all)
+    };
+    let image = format!("oci:{}:probe", store.layout().display());
+    let id = podman(&["pull", "-q", &image]);
+    let mut run = vec!["--runtime", "runc", "--cgroup-manager", "cgroupfs", "run", "--rm", "--cgroups", "disabled"];
+    run.extend(["--network", "none", "--security-opt", "seccomp=unconfined", "--read-only", id.trim()]);
+    let said = podman(&run);
+    assert_eq!(said, "ready /app 65532 /state False\n");
+}
+
+fn survives_damage(store: &Store, image: &Built, plan: &BasePlan, source: &Path, fence: &Fence) {
+    // A damaged blob is mended from its unpacked layer.
+    let layer = &image.layers[1];
+    let blob = store.layout().join("blobs/sha256").join(layer.blob.hex());
+    fs::write(&blob, "damage").unwrap();
+    timed("verify, mending", || store.verify(&image.digest)).unwrap();
+
+    // An unpacked layer that somebody touched is made anew from its blob.
+    let tree = store.layer_dir(&layer.diff_id);
+    fs::write(tree.join("usr/lib/python3.11/json/__init__.py"), "evil").unwrap();
+    timed("verify, unpacking", || store.verify(&image.digest)).unwrap();
+    assert_ne!(fs::read_to_string(tree.join("usr/lib/python3.11/json/__init__.py")).unwrap(), "evil");
+
+    // Both at once: named, removed, and made by the next build.
+    fs::write(&blob, "damage").unwrap();
+    fs::write(tree.join("usr/lib/python3.11/json/__init__.py"), "evil").unwrap();
+    let error = store.verify(&image.digest).unwrap_err();
+    assert_eq!(error.code(), "store.corrupt");
+    assert!(error.to_string().contains(&layer.blob.to_string()), "{error}");
+    assert_eq!(built(store, plan, source, fence), *image);
+    store.verify(&image.digest).unwrap();
+
+    // What nobody needs goes, what a tag needs stays.
+    store.collect(&[]).unwrap();
+    store.verify(&image.digest).unwrap();
+    store.untag("probe").unwrap();
+    assert_eq!(store.collect(&[]).unwrap().layers, 5);
+    assert!(matches!(store.verify(&image.digest), Err(ImageError::StoreMissing { .. })));
+}
+
+#[test]
+fn work_that_is_called_off_leaves_nothing_half_made() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let off = CalledOff(AtomicUsize::new(0), 1);
+    let error = plan_base(&store, &manifest().image, &off).unwrap_err();
+    assert_eq!(error.code(), "cancelled");
+    assert_eq!(fs::read_dir(home.path().join("debs")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_mirror_that_is_not_there_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let mut image = manifest().image;
+    image.mirror = Some("http://user:word@127.0.0.1:9/debian".into());
+    let error = plan_base(&store, &image, &Silent).unwrap_err();
+    assert_eq!(error.code(), "mirror.unreachable");
+    assert!(error.to_string().contains("127.0.0.1:9/debian/dists/bookworm/InRelease"), "{error}");
+    assert!(!error.to_string().contains("word"));
+}
+
+#[test]
+fn other_suites_come_with_their_python() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    for (suite, python) in [("bullseye", "3.9"), ("trixie", "3.13")] {
+        let mut image = manifest().image;
+        image.python = Some(python.into());
+        let plan = plan_base(&store, &image, &Silent).unwrap();
+        assert_eq!((plan.suite.as_str(), plan.python.as_str()), (suite, python));
+        let layers = build_base(&store, &plan, &Fence::default(), &Silent).unwrap();
+        assert!(store.layer_dir(&layers[1].diff_id).join("usr/bin/python3").exists());
+    }
+    let mut image = manifest().image;
+    image.python = Some("3.12".into());
+    assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.no_python");
+    image.python = None;
+    image.packages = vec!["bash".into()];
+    assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.package_refused");
+    image.packages = vec!["no-such-package".into()];
+    assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.no_package");
+}

@@ -12,8 +12,7 @@ fn in_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                // SAFETY-free: rustix wraps unshare for the calling thread.
-                rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).expect("root is needed");
+                ringfence_sys::process::new_network_namespace().expect("root is needed");
                 body()
             })
             .join()

@@ -1,0 +1,191 @@
+//! What a process of ours does to itself and its children: forks, death signals, reaping.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, Signal};
+
+/// Gives the calling thread a mount namespace of its own.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn new_mount_namespace() -> io::Result<()> {
+    unshare(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS)
+}
+
+/// Gives the calling thread an empty network namespace of its own.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn new_network_namespace() -> io::Result<()> {
+    unshare(rustix::thread::UnshareFlags::NEWNET)
+}
+
+fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: unsound only with FILES, which would part threads that share descriptors; it is never among the flags.
+    unsafe { rustix::thread::unshare_unsafe(flags)? };
+    Ok(())
+}
+
+/// Makes up to three descriptors the standard ones of this process.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn place_stdio(given: Vec<OwnedFd>) -> io::Result<()> {
+    let mut given = given.into_iter();
+    if let Some(fd) = given.next() {
+        rustix::stdio::dup2_stdin(fd)?;
+    }
+    if let Some(fd) = given.next() {
+        rustix::stdio::dup2_stdout(fd)?;
+    }
+    if let Some(fd) = given.next() {
+        rustix::stdio::dup2_stderr(fd)?;
+    }
+    Ok(())
+}
+
+/// What `fork` returned.
+pub enum Forked {
+    /// In the child.
+    Child,
+    /// In the parent, with the child's pid.
+    Parent(Pid),
+}
+
+/// Forks. Only for single-threaded processes of ours (the shim).
+///
+/// # Errors
+/// Whatever the kernel says; [`io::ErrorKind::Deadlock`] if the process has a second thread.
+pub fn fork() -> io::Result<Forked> {
+    // In a sandbox's PID namespace this process has no entry in /proc; its first fork was checked.
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() != 1) {
+        return Err(io::Error::new(io::ErrorKind::Deadlock, "fork in a process with more than one thread"));
+    }
+    // SAFETY: the process has this one thread, so no lock is held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?)),
+    }
+}
+
+/// Ends this process at once, running no destructors.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes no memory and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Asks the kernel to kill this process when its parent dies.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn die_with_parent() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(())
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its pid.
+    pub pid: i32,
+    /// Exit code, or 128 + signal.
+    pub code: i32,
+}
+
+/// Reaps one child that ended, without waiting.
+///
+/// # Errors
+/// Whatever the kernel says, except that no child is `Ok(None)`.
+pub fn reap() -> io::Result<Option<Ended>> {
+    match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => Ok(Some(Ended { pid: pid.as_raw_nonzero().get(), code: code_of(status) })),
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for one child.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn wait_for(pid: Pid) -> io::Result<i32> {
+    loop {
+        match rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(code_of(status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn code_of(status: rustix::process::WaitStatus) -> i32 {
+    status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255)
+}
+
+/// A descriptor that becomes readable when one of `signals` arrives; they are blocked from now on.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is a plain C value, made by sigemptyset and passed to calls that only read it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::os::fd::FromRawFd::from_raw_fd(fd))
+    }
+}
+
+/// Unblocks all signals, as a program about to be started expects them.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn unblock_signals() -> io::Result<()> {
+    // SAFETY: as in `signal_fd`.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Reads the number of one signal that arrived at a [`signal_fd`], if any.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn next_signal(fd: &OwnedFd) -> io::Result<Option<i32>> {
+    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(fd, &mut buffer) {
+        Ok(_) => {
+            let number = buffer.first_chunk::<4>().map_or(0, |b| u32::from_ne_bytes(*b));
+            Ok(i32::try_from(number).ok())
+        }
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs the program at `path`, replacing this process; returns only on failure.
+pub fn exec(argv: &[String], env: &[(String, String)], path: &std::path::Path) -> io::Error {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(path);
+    if let Some(name) = argv.first() {
+        command.arg0(name);
+    }
+    command.args(argv.iter().skip(1)).env_clear().envs(env.iter().map(|(k, v)| (k, v)));
+    command.exec()
+}

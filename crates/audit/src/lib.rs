@@ -5,9 +5,20 @@
 //!
 //! - [`entry`]: what one entry says
 //! - [`spool`]: how an entry is durable before the thing it describes happens
+//! - [`log`]: how entries become part of the log
+//! - [`verify`]: how anybody proves it whole
+//! - [`rfc6962`], [`tiles`], [`checkpoint`]: the standards it follows
 
+pub mod checkpoint;
 pub mod entry;
+pub mod log;
+pub mod rfc6962;
 pub mod spool;
+pub mod tiles;
+pub mod verify;
 
+pub use checkpoint::{Checkpoint, Signer, Verifier};
 pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, Outcome};
+pub use log::{Log, LogError, Moved};
 pub use spool::{Origin, Record, RecordError, Spool};
+pub use verify::{Problem, Verification, verify};

@@ -189,8 +189,10 @@ pub(crate) fn put_link(root: &Path, path: &str, target: &str) -> Result<(), Imag
     if let Some(parent) = place.parent() {
         fs::create_dir_all(parent).on("make folder", parent)?;
     }
-    if fs::symlink_metadata(&place).is_ok() {
-        fs::remove_file(&place).on("replace", &place)?;
+    match fs::symlink_metadata(&place) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(&place).on("replace", &place)?,
+        Ok(_) => fs::remove_file(&place).on("replace", &place)?,
+        Err(_) => {}
     }
     symlink(target, &place).on("make link", &place)
 }

@@ -64,7 +64,12 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
 }
 
 fn tool(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    tool_in(Path::new("/"), program, args)
+}
+
+fn tool_in(folder: &Path, program: &str, args: &[&str]) -> String {
+    let output =
+        Command::new(program).args(args).current_dir(folder).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
@@ -146,11 +151,22 @@ fn runs_under_podman(store: &Store) {
     let common = ["--root", &root, "--runroot", &runroot, "--tmpdir", &tmp, "--storage-driver", "vfs"];
     let podman = |args: &[&str]| {
         let all: Vec<&str> = common.iter().chain(args).copied().collect();
-        tool("podman", &all)
+        // A relative name, because podman makes a reference of the path and takes no capitals in it.
+        tool_in(store.root(), "podman", &all)
     };
-    let image = format!("oci:{}:probe", store.layout().display());
-    let id = podman(&["pull", "-q", &image]);
-    let mut run = vec!["--runtime", "runc", "--cgroup-manager", "cgroupfs", "run", "--rm", "--cgroups", "disabled"];
+    let id = podman(&["pull", "-q", "oci:oci:probe"]);
+    let mut run = vec![
+        "--runtime",
+        "runc",
+        "--cgroup-manager",
+        "cgroupfs",
+        "run",
+        "--rm",
+        "--ulimit",
+        "nofile=256:256",
+        "--ulimit",
+        "nproc=256:256",
+    ];
     run.extend(["--network", "none", "--security-opt", "seccomp=unconfined", "--read-only", id.trim()]);
     let said = podman(&run);
     assert_eq!(said, "ready /app 65532 /state False\n");

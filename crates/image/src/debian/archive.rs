@@ -93,7 +93,7 @@ fn unpack(reader: Box<dyn Read + '_>, name: &str, root: &Path, drops: &Drops) ->
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default();
                 let target = std::str::from_utf8(&target).map_err(|_| tree.hostile("a link target is not UTF-8"))?;
-                if !(path.len() == 1 && path.first().is_some_and(|p| MERGED.contains(&p.as_str()))) {
+                if !is_merged_folder(&path) {
                     tree.link(&path, target)?;
                 }
             }
@@ -110,10 +110,14 @@ fn unpack(reader: Box<dyn Read + '_>, name: &str, root: &Path, drops: &Drops) ->
     Ok(())
 }
 
-/// Moves what is below `/bin`, `/lib` and so on to below `/usr`.
+/// Whether a path is `usr/bin`, `usr/lib` and so on: such a link is the other half of the merge, and ours to make.
+fn is_merged_folder(path: &[String]) -> bool {
+    matches!(path, [usr, name] if usr == "usr" && MERGED.contains(&name.as_str()))
+}
+
+/// Moves `/bin`, `/lib` and so on, and what is below, to below `/usr`.
 fn merged(mut path: Vec<String>) -> Vec<String> {
-    let below = path.len() > 1 && path.first().is_some_and(|first| MERGED.contains(&first.as_str()));
-    if below {
+    if path.first().is_some_and(|first| MERGED.contains(&first.as_str())) {
         path.insert(0, "usr".into());
     }
     path

@@ -1,1 +1,194 @@
-//! stub
+//! The gate: every call of one agent, out and in, is accepted, identified, decided, inspected, relayed and
+//! recorded here. One process per sandbox; it holds this agent's leases and no others.
+//!
+//! It makes no rule: [`ringfence_policy::Policy::decide`] does, and [`relay`] sends nothing without the
+//! [`ringfence_policy::Permit`] that it returned. It keeps no log: it records through
+//! [`ringfence_audit::Record`] before anything leaves. It leans on `model`, `policy`, `audit` and `sys`.
+//!
+//! The phases of a call, one module each, in this order:
+//!
+//! - [`accept`]: a connection comes in, whatever its destination
+//! - [`identify`]: what it speaks and where it means to go
+//! - [`decide`]: the policy is asked
+//! - [`inspect`]: what its content gives away
+//! - [`inject`]: the placeholder becomes the secret
+//! - [`relay`]: the call is sent, and its answer brought back
+//! - [`record`]: the intent before, the outcome after
+//!
+//! [`call`] tells the whole of it for one HTTP request. Around them:
+//!
+//! - [`tls`]: the authority that exists for one start of one sandbox, and what upstreams must show
+//! - [`resolver`]: names become addresses that mean the name and nothing else
+//! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
+//! - [`dial`]: which addresses may be dialled
+//! - [`ingress`]: people come in
+//! - [`config`], [`process`]: what the process is told, and how it gives up everything else
+
+pub mod accept;
+pub mod body;
+pub mod call;
+pub mod config;
+pub mod datagram;
+pub mod decide;
+pub mod dial;
+pub mod identify;
+pub mod ingress;
+pub mod inject;
+pub mod inspect;
+pub mod process;
+pub mod record;
+pub mod relay;
+pub mod resolver;
+pub mod tls;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ringfence_audit::Record;
+use ringfence_model::manifest::Grant;
+use ringfence_model::{AgentName, Explain, Fault};
+use ringfence_policy::{Policy, PolicyError};
+use tokio::sync::Semaphore;
+
+use crate::config::{CredentialLease, GateConfig};
+
+/// Connections that are open at once; further ones wait to be accepted.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// Everything that the calls of one sandbox share.
+pub struct Gate {
+    pub(crate) policy: Policy,
+    pub(crate) leases: BTreeMap<String, CredentialLease>,
+    pub(crate) leaks: inspect::Placeholders,
+    pub(crate) recorder: Arc<record::Recorder>,
+    pub(crate) names: resolver::Names,
+    pub(crate) authority: tls::Authority,
+    pub(crate) trust: tls::Trust,
+    pub(crate) dialler: dial::Dialler,
+    pub(crate) pool: Arc<relay::Pool>,
+    pub(crate) connections: Arc<Semaphore>,
+}
+
+/// Why a gate cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The policy does not compile.
+    #[error("cannot open the gate of agent `{agent}`")]
+    Policy {
+        /// The agent.
+        agent: AgentName,
+        /// Why.
+        #[source]
+        source: PolicyError,
+    },
+    /// Keys, certificates or trust anchors are not usable.
+    #[error("cannot prepare TLS for the gate of agent `{agent}`")]
+    Tls {
+        /// The agent.
+        agent: AgentName,
+        /// Why.
+        #[source]
+        source: tls::TlsError,
+    },
+    /// A grant names a credential that was not leased.
+    #[error("grant {number} names credential `{credential}`, and no lease for it was given")]
+    NoLease {
+        /// 1-based number of the grant.
+        number: usize,
+        /// The credential.
+        credential: String,
+    },
+    /// A secret cannot stand where its credential puts it.
+    #[error("the secret of credential `{credential}` cannot be put into a call: {why}")]
+    Secret {
+        /// The credential.
+        credential: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// The resolver of the host cannot be used.
+    #[error("cannot use the host's resolver: {0}")]
+    Resolver(String),
+}
+
+impl Explain for GateError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoLease { .. } => "gate.no_lease",
+            Self::Policy { source, .. } => source.code(),
+            Self::Resolver(_) => "gate.resolver",
+            Self::Secret { .. } => "gate.secret",
+            Self::Tls { .. } => "gate.tls",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::NoLease { .. } => Fault::Us,
+            Self::Policy { source, .. } => source.fault(),
+            Self::Resolver(_) => Fault::Host,
+            Self::Secret { .. } => Fault::Caller,
+            Self::Tls { source, .. } => source.fault(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Policy { source, .. } => source.hint(),
+            Self::Secret { .. } => Some("look at the secret for line breaks and other control characters".into()),
+            _ => None,
+        }
+    }
+}
+
+impl Gate {
+    /// Compiles the policy and makes the authority. Opens no socket and no file but trust store and resolver
+    /// configuration, so that afterwards the process can give up all files.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn open(config: &GateConfig, log: Arc<dyn Record>) -> Result<Arc<Self>, GateError> {
+        let agent = config.agent.clone();
+        let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
+            .map_err(|source| GateError::Policy { agent: agent.clone(), source })?;
+        for (at, grant) in config.grants.iter().enumerate() {
+            if let Some(credential) = grant.credential.as_ref().filter(|c| !config.credentials.contains_key(*c)) {
+                return Err(GateError::NoLease { number: at + 1, credential: credential.clone() });
+            }
+        }
+        for (credential, lease) in &config.credentials {
+            inject::check(lease).map_err(|why| GateError::Secret { credential: credential.clone(), why })?;
+        }
+        let tls = |source| GateError::Tls { agent: agent.clone(), source };
+        let authority = tls::Authority::generate(&agent).map_err(tls)?;
+        let trust = tls::Trust::load(&config.grants).map_err(tls)?;
+        Ok(Arc::new(Self {
+            policy,
+            leases: config.credentials.clone(),
+            leaks: inspect::Placeholders::new(&config.credentials),
+            recorder: Arc::new(record::Recorder::new(log)),
+            names: resolver::Names::default(),
+            authority,
+            trust,
+            dialler: dial::Dialler::system().map_err(GateError::Resolver)?,
+            pool: Arc::new(relay::Pool::default()),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }))
+    }
+
+    /// The certificate that the agent must trust.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        self.authority.ca_pem()
+    }
+
+    /// The names that have addresses so far.
+    #[must_use]
+    pub const fn names(&self) -> &resolver::Names {
+        &self.names
+    }
+
+    pub(crate) fn grant(&self, permit: &ringfence_policy::Permit) -> Option<&Grant> {
+        self.policy.grants().get(permit.grant()?)
+    }
+}

@@ -1,0 +1,354 @@
+//! Phase one: a connection comes in, whatever its destination.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ringfence_audit::Direction;
+use ringfence_model::HostName;
+use ringfence_model::manifest::{Scheme, TlsMode, Trust};
+use ringfence_policy::Denial;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::LazyConfigAcceptor;
+
+use crate::call::{self, Line};
+use crate::dial::NoAddress;
+use crate::identify::{self, ClientHello, Speech};
+use crate::record::Subject;
+use crate::resolver::Meaning;
+use crate::{Gate, decide, relay, resolver};
+
+/// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
+const FIRST_WORDS: Duration = Duration::from_secs(8);
+
+/// How long a client may take over a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a client may take over the head of a request; idle connections end so too.
+const HEAD: Duration = Duration::from_secs(75);
+
+/// The largest request head.
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// TLS alert: fatal, `access_denied`.
+///
+/// # Source
+/// RFC 8446 §6.2.
+const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
+
+/// How the original destination of a connection is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// The listener gets connections for one destination only.
+    Fixed(SocketAddr),
+    /// The listener gets every connection; its local address is where it was meant to go.
+    Transparent,
+}
+
+/// A connection that came in.
+struct Arrival {
+    stream: TcpStream,
+    destination: SocketAddr,
+}
+
+/// Accepts connections for ever.
+///
+/// # Errors
+/// If the listener breaks.
+pub async fn serve(gate: Arc<Gate>, listener: TcpListener, capture: Capture) -> io::Result<()> {
+    loop {
+        let Ok(permit) = Arc::clone(&gate.connections).acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) => {
+                tracing::error!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let destination = match capture {
+            Capture::Fixed(destination) => Ok(destination),
+            Capture::Transparent => stream.local_addr(),
+        };
+        let Ok(destination) = destination else { continue };
+        let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        // Small answers must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move {
+            handle(gate, Arrival { stream, destination }).await;
+            drop(permit);
+        });
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn handle(gate: Arc<Gate>, arrival: Arrival) {
+    let Arrival { mut stream, destination } = arrival;
+    if destination.port() == 53 {
+        // The end of a DNS connection, however it comes, is nobody's concern.
+        let _ = resolver::serve_stream(&gate, stream).await;
+        return;
+    }
+    let meaning = gate.names.meaning(destination.ip());
+    let (speech, first) = match tokio::time::timeout(FIRST_WORDS, first_words(&mut stream)).await {
+        Ok(Ok(heard)) => heard,
+        Ok(Err(_)) => (Speech::Unknown("it broke off before it said anything"), Bytes::new()),
+        Err(_) => (Speech::Unknown("the client waits for the server to speak"), Bytes::new()),
+    };
+    let stream = Prefixed { first, stream };
+    let port = destination.port();
+    match (speech, meaning) {
+        (Speech::Unknown(why), meaning) => {
+            let host = shown(&meaning, destination);
+            deny(&gate, "tcp", host, port, &Denial::new("protocol_unknown", why)).await;
+        }
+        (Speech::Tls(hello), meaning) => tls(gate, stream, hello, meaning, destination).await,
+        (_, Meaning::Nothing) => {
+            let denial = Denial::new("unknown_address", "no name was given this address");
+            deny(&gate, "tcp", destination.ip().to_string(), port, &denial).await;
+        }
+        (speech, Meaning::Address(host) | Meaning::Name(host)) => {
+            let protocol = if speech == Speech::Http2 { Protocol::H2 } else { Protocol::Http1 };
+            http(Line { gate, host, port, scheme: Scheme::Http }, stream, protocol).await;
+        }
+    }
+}
+
+/// Reads until it is clear what is spoken.
+async fn first_words(stream: &mut TcpStream) -> io::Result<(Speech, Bytes)> {
+    let mut bytes = BytesMut::with_capacity(2048);
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            let why = if bytes.is_empty() { "it closed without a word" } else { "it broke off in its first words" };
+            return Ok((Speech::Unknown(why), bytes.freeze()));
+        }
+        match identify::speech(&bytes) {
+            Speech::More => {}
+            speech => return Ok((speech, bytes.freeze())),
+        }
+    }
+}
+
+async fn tls(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: ClientHello, meaning: Meaning, to: SocketAddr) {
+    let port = to.port();
+    let denied = match whom(&hello, &meaning) {
+        Ok(host) => match decide::connection(&gate.policy, &host, port, Scheme::Https) {
+            Ok(TlsMode::Inspect) => return intercept(gate, stream, &hello, host, port).await,
+            Ok(TlsMode::Passthrough) => return pass_through(gate, stream, host, port).await,
+            Err(denial) => (host.to_string(), denial),
+        },
+        Err(denial) => (hello.server_name.unwrap_or_else(|| shown(&meaning, to)), denial),
+    };
+    deny(&gate, "tls", denied.0, port, &denied.1).await;
+    refuse_tls(stream).await;
+}
+
+/// The host that a TLS connection is for, if server name and destination agree.
+fn whom(hello: &ClientHello, meaning: &Meaning) -> Result<HostName, Denial> {
+    let mismatch = |why: String| Err(Denial::new("host_mismatch", why));
+    match (meaning, &hello.server_name) {
+        (Meaning::Nothing, _) => Err(Denial::new("unknown_address", "no name was given this address")),
+        (Meaning::Name(host), None) => {
+            Err(Denial::new("no_sni", format!("the connection was made for {host}, and TLS names no server")))
+        }
+        (Meaning::Address(address), None) => Ok(address.clone()),
+        (Meaning::Name(host), Some(name)) => match name.parse::<HostName>() {
+            Ok(named) if named == *host => Ok(named),
+            _ => mismatch(format!("TLS names `{name}`, but the connection was made for {host}")),
+        },
+        (Meaning::Address(address), Some(name)) => {
+            mismatch(format!("TLS names `{name}`, but the connection was made for the address {address}"))
+        }
+    }
+}
+
+/// Opens TLS as the host would, and serves what is inside.
+async fn intercept(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: &ClientHello, host: HostName, port: u16) {
+    let config = match gate.authority.server_config(&host) {
+        Ok(config) => config,
+        Err(error) => {
+            let denial = Denial::new("no_certificate", relay::chain(&error));
+            return deny(&gate, "tls", host.to_string(), port, &denial).await;
+        }
+    };
+    let handshake = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        // Two parsers read this name; were they to disagree, the wrong one might have been decided about.
+        if start.client_hello().server_name() != hello.server_name.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            return Err(io::Error::other("the server name can be read in two ways"));
+        }
+        start.into_stream(config).await
+    };
+    let failed = match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) => {
+            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let protocol = if h2 { Protocol::H2 } else { Protocol::Http1 };
+            return http(Line { gate, host, port, scheme: Scheme::Https }, stream, protocol).await;
+        }
+        Ok(Err(error)) => format!("the agent's TLS handshake failed: {error}"),
+        Err(_) => "the agent's TLS handshake took too long".to_owned(),
+    };
+    deny(&gate, "tls", host.to_string(), port, &Denial::new("tls_handshake", failed)).await;
+}
+
+/// Relays TLS that stays closed.
+async fn pass_through(gate: Arc<Gate>, stream: Prefixed<TcpStream>, host: HostName, port: u16) {
+    const PROTOCOL: &str = "tls-passthrough";
+    let permit = match decide::passthrough(&gate.policy, &host, port) {
+        Ok(permit) => permit,
+        Err(denial) => {
+            deny(&gate, PROTOCOL, host.to_string(), port, &denial).await;
+            return refuse_tls(stream).await;
+        }
+    };
+    let way = match relay::way(&gate, &permit, &host, port, true).await {
+        Err(NoAddress::Denied(denial)) => {
+            deny(&gate, PROTOCOL, host.to_string(), port, &denial).await;
+            return refuse_tls(stream).await;
+        }
+        Err(NoAddress::Failed(why)) => Err(why),
+        Ok(way) => Ok(way),
+    };
+    let subject = Subject {
+        direction: Direction::Egress,
+        protocol: PROTOCOL,
+        host: host.to_string(),
+        port,
+        method: None,
+        path: None,
+        model: None,
+    };
+    let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
+    let Ok(call) = gate.recorder.allow(subject, &permit, untrusted) else { return refuse_tls(stream).await };
+    let done = match way {
+        Ok(way) => relay::passthrough(&gate, permit, way, stream, &call).await,
+        Err(why) => Err(why),
+    };
+    if let Err(why) = done {
+        call.failed(why);
+    }
+}
+
+/// Says no in the words of TLS.
+async fn refuse_tls(mut stream: Prefixed<TcpStream>) {
+    // The client may be gone already; then there is nobody to tell.
+    let _ = stream.write_all(&ACCESS_DENIED).await;
+    let _ = stream.shutdown().await;
+}
+
+async fn deny(gate: &Gate, protocol: &'static str, host: String, port: u16, denial: &Denial) {
+    gate.recorder.deny(Subject::connection(protocol, host, port), denial).await;
+}
+
+fn shown(meaning: &Meaning, destination: SocketAddr) -> String {
+    match meaning {
+        Meaning::Address(host) | Meaning::Name(host) => host.to_string(),
+        Meaning::Nothing => destination.ip().to_string(),
+    }
+}
+
+/// What HTTP is spoken on a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    H2,
+    Http1,
+}
+
+/// Serves HTTP; every request is decided by itself.
+async fn http<S>(line: Line, stream: S, protocol: Protocol)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let line = Arc::new(line);
+    let service = service_fn(move |request| {
+        let line = Arc::clone(&line);
+        async move { Ok::<_, std::convert::Infallible>(call::answer(&line, request).await) }
+    });
+    let io = TokioIo::new(stream);
+    let served = match protocol {
+        Protocol::H2 => {
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_header_list_size(64 * 1024)
+                .max_concurrent_streams(128)
+                .keep_alive_interval(HEAD)
+                .auto_date_header(false)
+                .serve_connection(io, service)
+                .await
+        }
+        Protocol::Http1 => {
+            hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .half_close(true)
+                .auto_date_header(false)
+                .serve_connection(io, service)
+                .with_upgrades()
+                .await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection of the agent ended");
+    }
+}
+
+/// A stream whose first bytes were read already.
+pub(crate) struct Prefixed<S> {
+    first: Bytes,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let count = self.first.len().min(buffer.remaining());
+        buffer.put_slice(self.first.get(..count).unwrap_or_default());
+        self.first.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

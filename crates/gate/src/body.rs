@@ -1,0 +1,245 @@
+//! Bodies on their way: counted, searched and redacted while they stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::inspect::{EchoGuard, Search};
+use crate::record::Call;
+use crate::relay::Checkin;
+
+/// What breaks a body.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body towards an upstream.
+pub enum UpBody {
+    /// As it comes from the agent.
+    Stream {
+        /// Where it comes from.
+        inner: Incoming,
+        /// The call, which counts its bytes.
+        call: Arc<Call>,
+        /// What is searched for in its beginning.
+        search: Option<Search>,
+    },
+    /// Read before, because the decision needed it.
+    Whole {
+        /// What is left to send.
+        bytes: Option<Bytes>,
+        /// The call, which counts its bytes.
+        call: Arc<Call>,
+    },
+}
+
+impl Body for UpBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Stream { inner, call, search } => {
+                let frame = match ready!(Pin::new(inner).poll_frame(cx)) {
+                    Some(Ok(frame)) => frame,
+                    Some(Err(error)) => {
+                        call.failed(format!("request_body: {error}"));
+                        return Poll::Ready(Some(Err(error.into())));
+                    }
+                    None => return Poll::Ready(None),
+                };
+                if let Some(data) = frame.data_ref() {
+                    call.sent(data.len());
+                    if search.as_mut().is_some_and(|search| search.finds(data)) {
+                        call.found("placeholder_leak");
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Self::Whole { bytes, call } => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                if let Some(bytes) = &bytes {
+                    call.sent(bytes.len());
+                }
+                Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Stream { inner, .. } => inner.is_end_stream(),
+            Self::Whole { bytes, .. } => bytes.as_ref().is_none_or(Bytes::is_empty),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Stream { inner, .. } => inner.size_hint(),
+            Self::Whole { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+        }
+    }
+}
+
+/// A body back.
+pub enum DownBody {
+    /// Our own words.
+    Own(Option<Bytes>),
+    /// From the upstream.
+    Relayed(Box<Relayed>),
+}
+
+/// A body from an upstream on its way back.
+pub struct Relayed {
+    inner: Incoming,
+    call: Option<Arc<Call>>,
+    echo: Option<EchoGuard>,
+    checkin: Option<Checkin>,
+    trailers: Option<Frame<Bytes>>,
+}
+
+impl DownBody {
+    /// Our own words.
+    #[must_use]
+    pub fn own(text: impl Into<Bytes>) -> Self {
+        Self::Own(Some(text.into()))
+    }
+
+    /// Relays `inner`; at its end the connection goes back to the pool and the call is over.
+    #[must_use]
+    pub fn relayed(inner: Incoming, call: Arc<Call>, echo: Option<EchoGuard>, checkin: Option<Checkin>) -> Self {
+        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None };
+        if relayed.inner.is_end_stream() {
+            relayed.finish();
+        }
+        Self::Relayed(Box::new(relayed))
+    }
+}
+
+impl Relayed {
+    /// The upstream has said all.
+    fn finish(&mut self) {
+        if let Some(checkin) = self.checkin.take() {
+            checkin.back();
+        }
+        self.echo = None;
+        self.call = None;
+    }
+
+    fn found(&self, found: bool) {
+        if found && let Some(call) = &self.call {
+            call.found("secret_echo_redacted");
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(trailers) = self.trailers.take() {
+                self.finish();
+                return Poll::Ready(Some(Ok(trailers)));
+            }
+            let next = match self.call {
+                Some(_) => ready!(Pin::new(&mut self.inner).poll_frame(cx)),
+                None => None,
+            };
+            match next {
+                Some(Ok(frame)) => {
+                    let frame = match frame.into_data() {
+                        Ok(data) => self.data(data),
+                        Err(frame) => self.last(frame),
+                    };
+                    if self.inner.is_end_stream() && self.trailers.is_none() {
+                        self.finish();
+                    }
+                    match frame {
+                        Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                        None => continue,
+                    }
+                }
+                Some(Err(error)) => {
+                    if let Some(call) = &self.call {
+                        call.failed(format!("response_body: {error}"));
+                    }
+                    self.checkin = None;
+                    self.finish();
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                None => {
+                    let (tail, found) = self.echo.as_mut().map(EchoGuard::finish).unwrap_or_default();
+                    self.found(found);
+                    self.finish();
+                    return Poll::Ready((!tail.is_empty()).then(|| Ok(Frame::data(tail))));
+                }
+            }
+        }
+    }
+
+    fn data(&mut self, data: Bytes) -> Option<Frame<Bytes>> {
+        if let Some(call) = &self.call {
+            call.received(data.len());
+        }
+        let Some(echo) = &mut self.echo else { return Some(Frame::data(data)) };
+        let (mut out, mut found) = echo.push(data);
+        if self.inner.is_end_stream() {
+            let (tail, more) = echo.finish();
+            found |= more;
+            if !tail.is_empty() {
+                out = [out, tail].concat().into();
+            }
+        }
+        self.found(found);
+        (!out.is_empty()).then(|| Frame::data(out))
+    }
+
+    fn last(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let Some(echo) = &mut self.echo else { return Some(frame) };
+        let (tail, mut found) = echo.finish();
+        let mut frame = frame;
+        if let Some(trailers) = frame.trailers_mut() {
+            found |= echo.clean(trailers);
+        }
+        self.found(found);
+        if tail.is_empty() {
+            return Some(frame);
+        }
+        self.trailers = Some(frame);
+        Some(Frame::data(tail))
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if let Some(call) = &self.call {
+            call.failed("aborted");
+        }
+    }
+}
+
+impl Body for DownBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relayed(relayed) => relayed.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Relayed(relayed) => relayed.call.is_none() && relayed.trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Relayed(relayed) if relayed.echo.is_some() => SizeHint::default(),
+            Self::Relayed(relayed) => relayed.inner.size_hint(),
+        }
+    }
+}

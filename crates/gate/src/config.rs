@@ -1,0 +1,97 @@
+//! What the process is told by whoever starts it, as JSON on one descriptor.
+
+use std::collections::BTreeMap;
+
+use ringfence_model::manifest::{Grant, IngressAuth, Place};
+use ringfence_model::{AgentName, Report, SandboxId, SecretText};
+use serde::{Deserialize, Serialize};
+
+/// Everything that one gate process is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GateConfig {
+    /// The agent.
+    pub agent: AgentName,
+    /// This start of its sandbox.
+    pub sandbox: SandboxId,
+    /// Where the agent may call, in manifest order.
+    pub grants: Vec<Grant>,
+    /// Guard-rail files: name and Cedar text.
+    #[serde(default)]
+    pub guardrails: Vec<(String, String)>,
+    /// Leased credentials by name.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, CredentialLease>,
+    /// How people reach the agent, if they do.
+    #[serde(default)]
+    pub ingress: Option<IngressConfig>,
+    /// The user that the process becomes.
+    pub uid: u32,
+    /// The group that the process becomes.
+    pub gid: u32,
+    /// Whether the process stays unconfined; an operator's written choice.
+    #[serde(default)]
+    pub danger_unconfined: bool,
+    /// Descriptors that the process inherits.
+    pub fds: Fds,
+}
+
+/// A secret, where it goes, and what the agent holds in its stead.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CredentialLease {
+    /// Where it goes in a call.
+    pub place: Place,
+    /// What the agent sees.
+    pub placeholder: String,
+    /// The real value.
+    pub secret: SecretText,
+}
+
+/// How people reach the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IngressConfig {
+    /// The agent's own port, on its 127.0.0.1.
+    pub agent_port: u16,
+    /// A TCP socket that listens on the host.
+    pub listener_fd: i32,
+    /// Certificate chain, leaf first.
+    pub cert_chain_pem: String,
+    /// The leaf's private key.
+    pub key_pem: SecretText,
+    /// Who may come in.
+    pub auth: IngressAuth,
+    /// What the link that `up` prints carries.
+    pub token: SecretText,
+    /// What people type, such as `https://localhost:8501`.
+    pub public_origin: String,
+}
+
+/// Descriptors by number. All but `host_netns` and `spool` are of the agent's network namespace.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Fds {
+    /// Listening TCP sockets that get every connection, whatever its destination.
+    #[serde(default)]
+    pub tcp: Vec<i32>,
+    /// UDP sockets bound to port 53 that get every datagram to port 53, whatever its address.
+    #[serde(default)]
+    pub dns: Vec<i32>,
+    /// UDP sockets that get every other datagram.
+    #[serde(default)]
+    pub udp_sink: Vec<i32>,
+    /// The host's network namespace. `None`: the process is in it already.
+    #[serde(default)]
+    pub host_netns: Option<i32>,
+    /// The audit spool, opened to read and append.
+    pub spool: i32,
+    /// Where one line of [`Ready`] goes.
+    pub ready: i32,
+}
+
+/// What the process says once it is up, or why it is not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ready {
+    /// It is up; the agent must trust this certificate.
+    CaPem(String),
+    /// It is not, and nothing was let through.
+    Error(Report),
+}

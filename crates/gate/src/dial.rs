@@ -1,0 +1,297 @@
+//! Which addresses may be dialled: the check and the dial are of the same address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use ringfence_model::HostName;
+use ringfence_model::manifest::Grant;
+use ringfence_policy::Denial;
+use tokio::net::TcpStream;
+
+/// How long all attempts to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When the next address is tried beside those under way.
+///
+/// # Source
+/// RFC 8305 §5.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses that are tried at most.
+const MAX_ADDRESSES: usize = 8;
+
+/// Finds and dials addresses in the host's namespace.
+pub struct Dialler {
+    resolver: TokioResolver,
+}
+
+/// Why there is no address to dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAddress {
+    /// The name's addresses must not be dialled.
+    Denied(Denial),
+    /// The name has none.
+    Failed(String),
+}
+
+impl Dialler {
+    /// Reads the host's resolver configuration and hosts file, once; the files may be out of reach later.
+    ///
+    /// # Errors
+    /// What the resolver library says, in words.
+    pub fn system() -> Result<Self, String> {
+        let (config, mut options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no resolver configuration; only the hosts file is asked");
+            (ResolverConfig::default(), hickory_resolver::config::ResolverOpts::default())
+        });
+        options.cache_size = 64;
+        options.use_hosts_file = ResolveHosts::Always;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let resolver = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { resolver })
+    }
+
+    /// The addresses that a call may go to, each checked.
+    ///
+    /// # Errors
+    /// [`NoAddress`].
+    pub async fn addresses(&self, grant: &Grant, host: &HostName, port: u16) -> Result<Vec<SocketAddr>, NoAddress> {
+        if let Some(address) = grant.connect_to {
+            return Ok(vec![address]);
+        }
+        let found: Vec<IpAddr> = match host {
+            HostName::Address(address) => vec![*address],
+            HostName::Name(name) => {
+                // With its final dot, so that no search list is tried.
+                let looked_up = self.resolver.lookup_ip(format!("{name}.")).await;
+                looked_up.map_err(|e| NoAddress::Failed(format!("dns_failed: {e}")))?.iter().collect()
+            }
+        };
+        checked(found, port, grant.allow_private, host)
+    }
+
+    /// Connects to the first address that answers.
+    ///
+    /// # Errors
+    /// The last attempt's error, in words.
+    pub async fn connect(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), String> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, race(addresses)).await {
+            Ok(done) => done.map_err(|e| format!("connect_failed: {e}")),
+            Err(_) => Err("connect_failed: timed out".into()),
+        }
+    }
+}
+
+/// Keeps the addresses that may be dialled; denies if none is left.
+fn checked(found: Vec<IpAddr>, port: u16, allow_private: bool, host: &HostName) -> Result<Vec<SocketAddr>, NoAddress> {
+    let mut refused = None;
+    let mut kept = Vec::new();
+    for address in found.into_iter().map(|a| a.to_canonical()) {
+        match refusal(address) {
+            Some(Refusal::Never(kind)) => refused = Some((address, kind)),
+            Some(Refusal::Private(kind)) if !allow_private => refused = Some((address, kind)),
+            _ => kept.push(SocketAddr::new(address, port)),
+        }
+    }
+    kept.truncate(MAX_ADDRESSES);
+    match (kept.is_empty(), refused) {
+        (false, _) => Ok(kept),
+        (true, Some((address, kind))) => {
+            Err(NoAddress::Denied(Denial::new("private_address", format!("{host} is at {address}, which is {kind}"))))
+        }
+        (true, None) => Err(NoAddress::Failed("dns_failed: the name has no address".into())),
+    }
+}
+
+async fn race(addresses: &[SocketAddr]) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let attempt = |address: SocketAddr| async move {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>((stream, address))
+    };
+    let mut waiting = addresses.iter().copied();
+    let mut under_way = FuturesUnordered::new();
+    let mut last: std::io::Error = std::io::ErrorKind::AddrNotAvailable.into();
+    under_way.extend(waiting.next().map(attempt));
+    while !under_way.is_empty() {
+        tokio::select! {
+            Some(done) = under_way.next() => match done {
+                Ok(connected) => return Ok(connected),
+                Err(error) => {
+                    last = error;
+                    under_way.extend(waiting.next().map(attempt));
+                }
+            },
+            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => under_way.extend(waiting.next().map(attempt)),
+        }
+    }
+    Err(last)
+}
+
+/// Why an address is not on the Internet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing that a grant says lets it be dialled.
+    Never(&'static str),
+    /// `allow_private` lets it be dialled.
+    Private(&'static str),
+}
+
+/// Why an address must not be dialled for a name on the Internet.
+///
+/// # Source
+/// IANA's special-purpose address registries (RFC 6890); RFC 6052 and RFC 8215 for NAT64, RFC 3056 for 6to4,
+/// RFC 4380 for Teredo.
+#[must_use]
+pub fn refusal(address: IpAddr) -> Option<Refusal> {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => refusal_v4(v4),
+        IpAddr::V6(v6) => refusal_v6(v6),
+    }
+}
+
+fn refusal_v4(address: Ipv4Addr) -> Option<Refusal> {
+    use Refusal::{Never, Private};
+    Some(match address.octets() {
+        [169, 254, 169, 254] | [100, 100, 100, 200] | [192, 0, 0, 192] => Never("a metadata service"),
+        [0, ..] => Never("unspecified"),
+        [224..=239, ..] => Never("multicast"),
+        [255, 255, 255, 255] => Never("broadcast"),
+        [240..=255, ..] => Never("reserved"),
+        [198, 18 | 19, ..] => Never("synthetic"),
+        [127, ..] => Private("loopback"),
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Private("private"),
+        [169, 254, ..] => Private("link-local"),
+        [100, 64..=127, ..] => Private("shared by a carrier"),
+        [192, 0, 0, _] => Private("for protocol assignments"),
+        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => Private("for documentation"),
+        [192, 88, 99, _] => Private("a 6to4 relay"),
+        _ => return None,
+    })
+}
+
+fn refusal_v6(address: Ipv6Addr) -> Option<Refusal> {
+    use Refusal::{Never, Private};
+    let segments = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let [a, b] = high.to_be_bytes();
+        let [c, d] = low.to_be_bytes();
+        Ipv4Addr::new(a, b, c, d)
+    };
+    Some(match segments {
+        [0, 0, 0, 0, 0, 0, 0, 0] => Never("unspecified"),
+        [0, 0, 0, 0, 0, 0, 0, 1] => Private("loopback"),
+        // IPv4-compatible and IPv4-translated forms carry an IPv4 address in a way that no host needs.
+        [0, 0, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] => Never("an IPv4 address in another form"),
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] | [0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe] => {
+            Never("a metadata service")
+        }
+        // NAT64 and 6to4: the IPv4 address inside is where it goes. Whatever is refused there is refused for ever,
+        // since a grant that means a private address can name it as it is.
+        [0x0064, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => match refusal_v4(embedded(high, low))? {
+            Never(kind) | Private(kind) => Never(kind),
+        },
+        [0x0064, 0xff9b, 1, ..] => Never("local NAT64"),
+        [0x2001, 0, ..] => Never("Teredo"),
+        [0xff00..=0xffff, ..] => Never("multicast"),
+        [0xfc00..=0xfdff, ..] => Private("private"),
+        [0xfe80..=0xfebf, ..] => Private("link-local"),
+        [0xfec0..=0xfeff, ..] => Private("site-local"),
+        [0x2001, 0x0db8, ..] | [0x3fff, 0..=0x0fff, ..] => Private("for documentation"),
+        [0x0100, 0, 0, 0, ..] => Never("discarded"),
+        // The Internet is 2000::/3; all else is not given to anybody.
+        [0x2000..=0x3fff, ..] => return None,
+        _ => Never("reserved"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_internet_may_be_dialled_and_nothing_else() {
+        let never = |text: &str| matches!(refusal(text.parse().unwrap()), Some(Refusal::Never(_)));
+        let private = |text: &str| matches!(refusal(text.parse().unwrap()), Some(Refusal::Private(_)));
+        for open in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "172.32.0.1",
+            "100.128.0.1",
+            "198.20.0.1",
+            "2606:4700::1111",
+            "2002:808:808::1",
+            "64:ff9b::808:808",
+        ] {
+            assert_eq!(refusal(open.parse().unwrap()), None, "{open}");
+        }
+        for address in [
+            "127.0.0.1",
+            "127.255.255.255",
+            "10.0.0.1",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.1.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "::1",
+            "fc00::1",
+            "fdff::1",
+            "fe80::1",
+            "fec0::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
+            assert!(private(address), "{address}");
+        }
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fd00:ec2::254",
+            "100.100.100.200",
+            "224.0.0.1",
+            "239.1.1.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "::",
+            "::7f00:1",
+            "::ffff:0:7f00:1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::1",
+            "2002:7f00:1::",
+            "2002:a9fe:a9fe::1",
+            "2001::1",
+            "ff02::1",
+            "100::1",
+            "4000::1",
+        ] {
+            assert!(never(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_private_grant_reaches_private_addresses_but_never_metadata() {
+        let host = "intranet.example.org".parse().unwrap();
+        let check = |text: &str, allow: bool| checked(vec![text.parse().unwrap()], 443, allow, &host);
+        assert!(matches!(check("10.0.0.1", false), Err(NoAddress::Denied(d)) if d.code == "private_address"));
+        assert!(check("10.0.0.1", true).is_ok(), "with the barrier off the address is dialled");
+        assert!(matches!(check("169.254.169.254", true), Err(NoAddress::Denied(_))));
+        let mixed = checked(vec!["10.0.0.1".parse().unwrap(), "1.1.1.1".parse().unwrap()], 443, false, &host);
+        assert_eq!(mixed, Ok(vec!["1.1.1.1:443".parse().unwrap()]));
+        assert!(matches!(checked(vec![], 443, true, &host), Err(NoAddress::Failed(_))));
+    }
+}

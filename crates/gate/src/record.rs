@@ -1,0 +1,271 @@
+//! Phase seven, and before phase six: the intent of a call before its first byte leaves, its outcome after.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use ringfence_audit::{CallIntent, CallOutcome, Direction, Event, Outcome, Record, RecordError};
+use ringfence_model::CallId;
+use ringfence_policy::{Denial, Permit};
+
+/// Denials that are answered at once, per second; more have to wait for their answer.
+const DENIALS_PER_SECOND: u32 = 200;
+
+/// The longest path that an entry carries, in bytes.
+const MAX_PATH_BYTES: usize = 2048;
+
+/// Records calls, and gives them their ids.
+pub struct Recorder {
+    log: Arc<dyn Record>,
+    pace: Pace,
+}
+
+/// What is known of a call before it is decided.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Which way.
+    pub direction: Direction,
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`.
+    pub protocol: &'static str,
+    /// Host as policy sees it.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Method, for HTTP.
+    pub method: Option<String>,
+    /// Path without query, for HTTP.
+    pub path: Option<String>,
+    /// Model named in the body.
+    pub model: Option<String>,
+}
+
+impl Subject {
+    /// A connection of which nothing but its destination is known.
+    #[must_use]
+    pub fn connection(protocol: &'static str, host: String, port: u16) -> Self {
+        Self { direction: Direction::Egress, protocol, host, port, method: None, path: None, model: None }
+    }
+}
+
+impl Recorder {
+    /// Records to `log`.
+    #[must_use]
+    pub fn new(log: Arc<dyn Record>) -> Self {
+        Self { log, pace: Pace::new(DENIALS_PER_SECOND) }
+    }
+
+    /// Records any event, now.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn event(&self, event: Event) -> Result<(), RecordError> {
+        let done = self.log.record(Timestamp::now(), event).map(drop);
+        if let Err(error) = &done {
+            tracing::error!(%error, "cannot record");
+        }
+        done
+    }
+
+    /// Records that a call is about to be made, and follows it to its end.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the call must then not be made.
+    pub fn allow(
+        self: &Arc<Self>,
+        subject: Subject,
+        permit: &Permit,
+        untrusted: bool,
+    ) -> Result<Arc<Call>, RecordError> {
+        let id = new_id();
+        let mut intent = intent(id.clone(), subject, Outcome::Allow);
+        intent.reason = permit.reason().into();
+        intent.why = permit.why().into();
+        intent.rules = permit.rules().to_vec();
+        intent.credential = permit.credential().map(str::to_owned);
+        intent.trust = untrusted.then(|| "untrusted".into());
+        self.event(Event::CallIntent(intent))?;
+        Ok(Arc::new(Call {
+            id,
+            started: Instant::now(),
+            recorder: Arc::clone(self),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            ending: Mutex::default(),
+        }))
+    }
+
+    /// Records a denial. A flood of them is slowed down, so that it cannot fill the disk.
+    pub async fn deny(&self, subject: Subject, denial: &Denial) -> CallId {
+        self.pace.wait().await;
+        let id = new_id();
+        let mut intent = intent(id.clone(), subject, Outcome::Deny);
+        intent.reason = denial.code.into();
+        intent.why.clone_from(&denial.why);
+        intent.rules.clone_from(&denial.rules);
+        // Nothing is let through, so an entry that cannot be written stops nothing more; `event` says so.
+        let _ = self.event(Event::CallIntent(intent));
+        id
+    }
+}
+
+fn new_id() -> CallId {
+    let mut random = [0; 8];
+    // Ids need not be secret, so a clash-free fallback serves should the generator fail.
+    if aws_lc_rs::rand::fill(&mut random).is_err() {
+        random = Instant::now().elapsed().as_nanos().to_le_bytes().first_chunk().copied().unwrap_or_default();
+    }
+    CallId::from_parts(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0), random)
+}
+
+fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
+    let short = |text: String| match text.char_indices().nth(MAX_PATH_BYTES) {
+        Some((at, _)) => text.get(..at).unwrap_or_default().to_owned(),
+        None => text,
+    };
+    CallIntent {
+        call,
+        direction: subject.direction,
+        protocol: subject.protocol.into(),
+        host: subject.host,
+        port: subject.port,
+        method: subject.method,
+        path: subject.path.map(short),
+        model: subject.model,
+        decision,
+        reason: String::new(),
+        why: String::new(),
+        rules: Vec::new(),
+        credential: None,
+        trust: None,
+    }
+}
+
+/// An allowed call under way. When the last part of it is done or dropped, its outcome is recorded.
+pub struct Call {
+    id: CallId,
+    started: Instant,
+    recorder: Arc<Recorder>,
+    up: AtomicU64,
+    down: AtomicU64,
+    ending: Mutex<Ending>,
+}
+
+#[derive(Default)]
+struct Ending {
+    status: Option<u16>,
+    address: Option<String>,
+    error: Option<String>,
+    findings: Vec<String>,
+}
+
+impl Call {
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> &CallId {
+        &self.id
+    }
+
+    /// Counts bytes towards the upstream.
+    pub fn sent(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes back.
+    pub fn received(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes the status of the answer.
+    pub fn status(&self, status: u16) {
+        self.ending().status = Some(status);
+    }
+
+    /// Notes the address that was dialled.
+    pub fn address(&self, address: String) {
+        self.ending().address = Some(address);
+    }
+
+    /// Notes why it failed; the first reason stays.
+    pub fn failed(&self, error: impl Into<String>) {
+        self.ending().error.get_or_insert_with(|| error.into());
+    }
+
+    /// Notes what inspection found, each kind once.
+    pub fn found(&self, finding: &str) {
+        let mut ending = self.ending();
+        if !ending.findings.iter().any(|f| f == finding) {
+            ending.findings.push(finding.to_owned());
+        }
+    }
+
+    fn ending(&self) -> std::sync::MutexGuard<'_, Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let ending = std::mem::take(&mut *self.ending());
+        let outcome = CallOutcome {
+            call: self.id.clone(),
+            status: ending.status,
+            bytes_up: self.up.load(Ordering::Relaxed),
+            bytes_down: self.down.load(Ordering::Relaxed),
+            duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            address: ending.address,
+            error: ending.error,
+            findings: ending.findings,
+        };
+        // The call is over; `event` reports a failure, and the next intent will fail and stop the next call.
+        let _ = self.recorder.event(Event::CallOutcome(outcome));
+    }
+}
+
+/// Lets so many pass per second, and the rest wait.
+pub(crate) struct Pace {
+    per_second: u32,
+    state: Mutex<(Instant, f64)>,
+}
+
+impl Pace {
+    pub(crate) fn new(per_second: u32) -> Self {
+        Self { per_second, state: Mutex::new((Instant::now(), f64::from(per_second))) }
+    }
+
+    /// Takes one at once if there is one.
+    pub(crate) fn take(&self) -> bool {
+        self.advance(1.0).is_none()
+    }
+
+    async fn wait(&self) {
+        while let Some(wait) = self.advance(1.0) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn advance(&self, want: f64) -> Option<Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let rate = f64::from(self.per_second);
+        let have = (state.1 + now.duration_since(state.0).as_secs_f64() * rate).min(rate);
+        if have >= want {
+            *state = (now, have - want);
+            return None;
+        }
+        *state = (now, have);
+        Some(Duration::from_secs_f64((want - have) / rate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_lets_its_number_pass_and_no_more() {
+        let pace = Pace::new(50);
+        let passed = (0..200).filter(|_| pace.take()).count();
+        assert!((50..60).contains(&passed), "{passed}");
+    }
+}

@@ -1,0 +1,395 @@
+//! A gate in this process, an agent's client before it and a real TLS upstream behind it; no namespaces.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this is test code")]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use jiff::Timestamp;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use ringfence_audit::{CallIntent, CallOutcome, Event, Record, RecordError};
+use ringfence_gate::Gate;
+use ringfence_gate::accept::{self, Capture};
+use ringfence_gate::config::{CredentialLease, Fds, GateConfig};
+use ringfence_model::manifest::{Grant, Place, Scheme, TlsMode, Trust};
+use ringfence_model::{SandboxId, SecretText};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+pub const SECRET: &str = "sk-live-0123456789abcdef";
+pub const PLACEHOLDER: &str = "rf-placeholder-openai-000";
+pub const HOST: &str = "api.example.org";
+
+pub type Reply = Response<BoxBody<Bytes, Infallible>>;
+
+/// An audit log in memory.
+#[derive(Default)]
+pub struct Log {
+    pub events: Mutex<Vec<Event>>,
+    pub broken: std::sync::atomic::AtomicBool,
+}
+
+impl Record for Log {
+    fn record(&self, _: Timestamp, event: Event) -> Result<u64, RecordError> {
+        if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(RecordError::Write(std::io::ErrorKind::StorageFull.into()));
+        }
+        let mut events = self.events.lock().unwrap();
+        events.push(event);
+        Ok(events.len() as u64)
+    }
+}
+
+impl Log {
+    pub fn intents(&self) -> Vec<CallIntent> {
+        let events = self.events.lock().unwrap();
+        events.iter().filter_map(|e| if let Event::CallIntent(i) = e { Some(i.clone()) } else { None }).collect()
+    }
+
+    pub fn outcomes(&self) -> Vec<CallOutcome> {
+        let events = self.events.lock().unwrap();
+        events.iter().filter_map(|e| if let Event::CallOutcome(o) = e { Some(o.clone()) } else { None }).collect()
+    }
+
+    pub async fn intent(&self, nth: usize) -> CallIntent {
+        wait(|| self.intents().get(nth).cloned(), || format!("{:?}", self.events.lock().unwrap())).await
+    }
+
+    pub async fn outcome(&self, nth: usize) -> CallOutcome {
+        wait(|| self.outcomes().get(nth).cloned(), || format!("{:?}", self.events.lock().unwrap())).await
+    }
+}
+
+pub async fn wait<T>(mut ready: impl FnMut() -> Option<T>, otherwise: impl Fn() -> String) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = ready() {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "waited in vain; {}", otherwise());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A certificate authority of the test's own.
+pub struct TestCa {
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl TestCa {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    pub fn leaf(&self, name: &str) -> (String, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key)
+    }
+
+    pub fn acceptor(&self, name: &str, alpn: &[&[u8]]) -> TlsAcceptor {
+        let (pem, key) = self.leaf(name);
+        let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = rustls::ServerConfig::builder_with_provider(ringfence_gate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+pub fn connector(ca_pem: &str, alpn: &[&[u8]]) -> TlsConnector {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(ringfence_gate::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// A real HTTPS upstream on loopback. It remembers the heads of requests that reached it.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Vec<(http::Method, String, HeaderMap, Version)>>>,
+    pub connections: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Upstream {
+    pub async fn start(tls: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (heads, count) = (Arc::clone(&seen), Arc::clone(&connections));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let (tls, heads) = (tls.clone(), Arc::clone(&heads));
+                tokio::spawn(async move {
+                    match tls {
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, heads).await;
+                            }
+                        }
+                        None => serve(stream, heads).await,
+                    }
+                });
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    pub fn heads(&self) -> Vec<(http::Method, String, HeaderMap, Version)> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+type Heads = Arc<Mutex<Vec<(http::Method, String, HeaderMap, Version)>>>;
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, heads: Heads) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let heads = Arc::clone(&heads);
+        async move {
+            if !request.uri().path().starts_with("/fast") {
+                heads.lock().unwrap().push((
+                    request.method().clone(),
+                    request.uri().path_and_query().unwrap().to_string(),
+                    request.headers().clone(),
+                    request.version(),
+                ));
+            }
+            Ok::<_, Infallible>(answer(request).await)
+        }
+    });
+    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
+}
+
+pub fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {
+    Full::new(text.into()).boxed()
+}
+
+fn chunks(parts: Vec<(u64, Vec<u8>)>) -> BoxBody<Bytes, Infallible> {
+    let (mut sender, body) = http_body_util::channel::Channel::<Bytes, Infallible>::new(1);
+    tokio::spawn(async move {
+        for (wait_ms, part) in parts {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            if sender.send_data(part.into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    body.boxed()
+}
+
+async fn answer(mut request: Request<Incoming>) -> Reply {
+    let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
+    let said = authorization.unwrap_or_default();
+    match request.uri().path().to_owned().as_str() {
+        "/fast" => Response::new(text("ok")),
+        "/echo-secret" => Response::new(text(format!("{{\"you sent\":\"{said}\"}}"))),
+        "/echo-secret-header" => Response::builder().header("x-echo", said).body(text("")).unwrap(),
+        "/echo-secret-slowly" => {
+            Response::new(chunks(said.bytes().map(|b| (0, vec![b])).chain([(0, b" end".to_vec())]).collect()))
+        }
+        "/gzip" => Response::builder().header("content-encoding", "gzip").body(text(said)).unwrap(),
+        "/sse" => {
+            let events = (0..5).map(|n| (40, format!("data: {n}\n\n").into_bytes())).collect();
+            Response::builder().header("content-type", "text/event-stream").body(chunks(events)).unwrap()
+        }
+        "/trailers" => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            let frames = vec![Ok(Frame::data(Bytes::from("body"))), Ok::<_, Infallible>(Frame::trailers(trailers))];
+            let body = StreamBody::new(futures_util::stream::iter(frames));
+            Response::builder().header("trailer", "grpc-status").body(BodyExt::boxed(body)).unwrap()
+        }
+        "/ws" => {
+            let key = request.headers()["sec-websocket-key"].clone();
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let io = TokioIo::new(upgrade.await.unwrap());
+                let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+                while let Some(Ok(message)) = socket.next().await {
+                    match message {
+                        Message::Text(t) if t.as_str() == "secret?" => {
+                            let _ = socket.send(Message::text(said.clone())).await;
+                        }
+                        Message::Text(_) => drop(socket.send(message).await),
+                        _ => break,
+                    }
+                }
+            });
+            Response::builder()
+                .status(StatusCode::SWITCHING_PROTOCOLS)
+                .header("connection", "Upgrade")
+                .header("upgrade", "websocket")
+                .header("sec-websocket-accept", derive_accept_key(key.as_bytes()))
+                .body(text(""))
+                .unwrap()
+        }
+        _ => {
+            let body = request.body_mut().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+            Response::builder().header("x-got", body.len()).body(text(body)).unwrap()
+        }
+    }
+}
+
+pub fn grant(upstream: SocketAddr, ca: &TestCa) -> Grant {
+    Grant {
+        host: HOST.parse().unwrap(),
+        port: 443,
+        scheme: Scheme::Https,
+        methods: vec![],
+        paths: vec![],
+        credential: None,
+        models: vec![],
+        trust: Trust::Trusted,
+        tls: TlsMode::Inspect,
+        connect_to: Some(upstream),
+        ca_pem: Some(ca.pem.clone()),
+        allow_private: false,
+    }
+}
+
+pub fn keyed(mut grant: Grant) -> Grant {
+    grant.credential = Some("openai".into());
+    grant
+}
+
+pub fn leases() -> BTreeMap<String, CredentialLease> {
+    BTreeMap::from([(
+        "openai".to_owned(),
+        CredentialLease {
+            place: Place::Header { name: "authorization".into(), template: "Bearer {}".into() },
+            placeholder: PLACEHOLDER.into(),
+            secret: SecretText::new(SECRET.into()),
+        },
+    )])
+}
+
+pub fn config(grants: Vec<Grant>) -> GateConfig {
+    GateConfig {
+        agent: "analyst".parse().unwrap(),
+        sandbox: SandboxId::from_parts(1, [1; 8]),
+        grants,
+        guardrails: vec![],
+        credentials: leases(),
+        ingress: None,
+        uid: 65_534,
+        gid: 65_534,
+        danger_unconfined: false,
+        fds: Fds::default(),
+    }
+}
+
+/// A gate, and how its agent reaches it.
+pub struct Fence {
+    pub gate: Arc<Gate>,
+    pub log: Arc<Log>,
+}
+
+impl Fence {
+    pub fn new(grants: Vec<Grant>) -> Self {
+        Self::of(&config(grants))
+    }
+
+    pub fn of(config: &GateConfig) -> Self {
+        let log = Arc::new(Log::default());
+        let gate = Gate::open(config, Arc::clone(&log) as Arc<dyn Record>).unwrap();
+        Self { gate, log }
+    }
+
+    /// Where to connect in order to reach `destination`, as if the namespace had no wires.
+    pub async fn to(&self, destination: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(accept::serve(Arc::clone(&self.gate), listener, Capture::Fixed(destination)));
+        address
+    }
+
+    /// Where to connect in order to reach a name, as after asking the resolver.
+    pub async fn to_name(&self, name: &str, port: u16) -> SocketAddr {
+        let address = self.gate.names().assign(&name.parse().unwrap()).unwrap();
+        self.to((address, port).into()).await
+    }
+
+    pub async fn tls(&self, to: SocketAddr, sni: &str, alpn: &[&[u8]]) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(to).await?;
+        stream.set_nodelay(true)?;
+        connector(self.gate.ca_pem(), alpn).connect(ServerName::try_from(sni.to_owned()).unwrap(), stream).await
+    }
+
+    /// An HTTP/1.1 client on a TLS connection to the granted host.
+    pub async fn h1(&self) -> http1::SendRequest<BoxBody<Bytes, Infallible>> {
+        let to = self.to_name(HOST, 443).await;
+        h1_over(self.tls(to, HOST, &[b"http/1.1"]).await.unwrap()).await
+    }
+
+    /// An HTTP/2 client on a TLS connection to the granted host.
+    pub async fn h2(&self) -> http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let to = self.to_name(HOST, 443).await;
+        let stream = self.tls(to, HOST, &[b"h2"]).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+}
+
+pub async fn h1_over<S>(stream: S) -> http1::SendRequest<BoxBody<Bytes, Infallible>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    sender
+}
+
+pub fn get(path: &str) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::builder().uri(path).header("host", HOST).body(text("")).unwrap()
+}
+
+pub fn post(path: &str, body: &str) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::builder().method("POST").uri(path).header("host", HOST).body(text(body.to_owned())).unwrap()
+}
+
+pub async fn body_of(response: Response<Incoming>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}

@@ -1,1 +1,16 @@
-//! stub
+//! From a source folder to pinned inputs: looks at what it declares and imports, resolves, locks, installs.
+//!
+//! Nothing of the folder runs here. Resolving and installing may run foreign code (source distributions), so both are
+//! jobs given to a [`Runner`](ringfence_model::work::Runner) with the package index as their only host. `uv` does the
+//! resolving; this crate tells it what is wanted and reads what it says.
+//!
+//! Leans on `model` and on `image` (the store, the base plan, HTTP).
+
+pub mod declared;
+pub mod error;
+pub mod infer;
+mod python;
+
+pub use declared::{Declared, Requirement, Seen};
+pub use error::{InferError, LockError};
+pub use infer::{Inference, Options, look, requirements};

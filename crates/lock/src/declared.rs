@@ -1,0 +1,668 @@
+//! What a folder says that it depends on, in any of the files that people write it in. Nothing is executed.
+
+use std::fs;
+use std::path::{Component, Path};
+
+use serde::Serialize;
+
+use crate::error::InferError;
+use crate::python::{self, Token};
+
+const FILE_LIMIT: u64 = 4 << 20;
+const INCLUDES: usize = 16;
+
+/// Something found, and where.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Seen {
+    /// File within the folder.
+    pub file: String,
+    /// 1-based line; 0: the whole file.
+    pub line: usize,
+}
+
+impl Seen {
+    pub(crate) fn new(file: &str, line: usize) -> Self {
+        Self { file: file.into(), line }
+    }
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
+    }
+}
+
+/// A requirement as the resolver takes it (PEP 508), and where it was declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Requirement {
+    /// The text.
+    pub text: String,
+    /// Where.
+    pub seen: Seen,
+}
+
+/// All that was declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Declared {
+    /// Files read, the first being the one that was found or named.
+    pub files: Vec<String>,
+    /// Requirements.
+    pub requirements: Vec<Requirement>,
+    /// Constraints: bounds on what is not required by itself.
+    pub constraints: Vec<Requirement>,
+    /// Options of requirements files that speak of indexes, such as `--extra-index-url URL`.
+    pub index_options: Vec<String>,
+    /// Bounds on the Python version, such as `>=3.10`.
+    pub python: Vec<Requirement>,
+}
+
+impl Declared {
+    /// Whether a distribution is declared, by its normalised name.
+    #[must_use]
+    pub fn names(&self, distribution: &str) -> bool {
+        let wanted = normalise(distribution);
+        self.requirements.iter().any(|r| name_of(&r.text).is_some_and(|n| n == wanted))
+    }
+
+    fn require(&mut self, text: impl Into<String>, seen: Seen) {
+        let text = text.into();
+        if !text.trim().is_empty() {
+            self.requirements.push(Requirement { text: text.trim().into(), seen });
+        }
+    }
+}
+
+/// A distribution's name in its one form.
+///
+/// # Source
+/// PEP 503.
+#[must_use]
+pub fn normalise(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.trim().chars() {
+        if matches!(c, '-' | '_' | '.') {
+            if !out.ends_with('-') {
+                out.push('-');
+            }
+        } else {
+            out.extend(c.to_lowercase());
+        }
+    }
+    out
+}
+
+/// The normalised name at the beginning of a requirement.
+#[must_use]
+pub fn name_of(requirement: &str) -> Option<String> {
+    let text = requirement.trim();
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c))).unwrap_or(text.len());
+    let name = text.get(..end).filter(|n| n.starts_with(|c: char| c.is_ascii_alphanumeric()))?;
+    // `https://…` and `./folder` are no names.
+    (!text.get(end..).is_some_and(|rest| rest.starts_with([':', '/']))).then(|| normalise(name))
+}
+
+/// Finds the files that declare dependencies, best first, and reads the best.
+pub(crate) fn find(folder: &Path) -> Result<Declared, InferError> {
+    let mut declared = Declared::default();
+    let has = |name: &str| folder.join(name).is_file();
+    let requirements = requirements_file(folder);
+    if let Some(name) = requirements {
+        read_file(folder, &name, &mut declared)?;
+    } else {
+        for name in ["pyproject.toml", "Pipfile", "environment.yml", "environment.yaml", "setup.cfg", "setup.py"] {
+            if has(name) {
+                let mut candidate = Declared::default();
+                read_file(folder, name, &mut candidate)?;
+                if !candidate.requirements.is_empty() {
+                    declared = candidate;
+                    break;
+                }
+            }
+        }
+    }
+    if has("pyproject.toml") && !declared.files.iter().any(|f| f == "pyproject.toml") {
+        let mut other = Declared::default();
+        read_file(folder, "pyproject.toml", &mut other)?;
+        declared.python.extend(other.python);
+    }
+    python_files(folder, &mut declared)?;
+    Ok(declared)
+}
+
+/// Reads the files that a manifest names.
+pub(crate) fn named(folder: &Path, files: &[String]) -> Result<Declared, InferError> {
+    let mut declared = Declared::default();
+    for file in files {
+        read_file(folder, file, &mut declared)?;
+    }
+    python_files(folder, &mut declared)?;
+    Ok(declared)
+}
+
+fn requirements_file(folder: &Path) -> Option<String> {
+    const FIRST: [&str; 8] = [
+        "requirements.txt",
+        "requirements.in",
+        "requirements/prod.txt",
+        "requirements/production.txt",
+        "requirements/base.txt",
+        "requirements/main.txt",
+        "requirements-prod.txt",
+        "requirements_prod.txt",
+    ];
+    if let Some(name) = FIRST.iter().find(|n| folder.join(n).is_file()) {
+        return Some((*name).to_owned());
+    }
+    let mut others: Vec<String> = fs::read_dir(folder)
+        .ok()?
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter(|n| n.starts_with("requirements") && n.ends_with(".txt"))
+        .filter(|n| !["dev", "test", "doc", "lint", "ci"].iter().any(|w| n.contains(w)))
+        .collect();
+    others.sort();
+    others.into_iter().next()
+}
+
+fn text_of(folder: &Path, name: &str) -> Result<String, InferError> {
+    let bad = |why: &str| InferError::Dependencies { file: name.into(), why: why.into() };
+    let leaves = Path::new(name).components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir));
+    if leaves {
+        return Err(bad("it is outside of the folder"));
+    }
+    let path = folder.join(name);
+    let meta = fs::metadata(&path).map_err(|_| bad("there is no such file"))?;
+    if meta.len() > FILE_LIMIT {
+        return Err(bad("it is too large"));
+    }
+    let bytes = fs::read(&path).map_err(|e| InferError::io(&path, e))?;
+    decode(&bytes).ok_or_else(|| bad("it is not text"))
+}
+
+/// UTF-8 with or without mark, or UTF-16 as Windows shells write it.
+fn decode(bytes: &[u8]) -> Option<String> {
+    let wide = |big: bool| {
+        let units = bytes.get(2..)?.chunks_exact(2).map(|pair| match (pair.first(), pair.get(1)) {
+            (Some(a), Some(b)) if big => u16::from_be_bytes([*a, *b]),
+            (Some(a), Some(b)) => u16::from_le_bytes([*a, *b]),
+            _ => 0,
+        });
+        String::from_utf16(&units.collect::<Vec<_>>()).ok()
+    };
+    match bytes {
+        [0xff, 0xfe, ..] => wide(false),
+        [0xfe, 0xff, ..] => wide(true),
+        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8(rest.to_vec()).ok(),
+        _ => String::from_utf8(bytes.to_vec()).ok(),
+    }
+}
+
+fn read_file(folder: &Path, name: &str, into: &mut Declared) -> Result<(), InferError> {
+    let name = name.trim_start_matches("./");
+    let base = name.rsplit('/').next().unwrap_or(name);
+    match base {
+        "pyproject.toml" => pyproject(name, &text_of(folder, name)?, into)?,
+        "Pipfile" => pipfile(name, &text_of(folder, name)?, into)?,
+        "setup.cfg" => setup_cfg(name, &text_of(folder, name)?, into),
+        "setup.py" => setup_py(name, &text_of(folder, name)?, into),
+        _ if base.ends_with(".yml") || base.ends_with(".yaml") => environment(name, &text_of(folder, name)?, into),
+        _ => return requirements(folder, name, into, false, 0),
+    }
+    into.files.push(name.into());
+    Ok(())
+}
+
+/// `requirements.txt` and what it includes.
+///
+/// # Source
+/// pip's reference, "Requirements File Format".
+fn requirements(
+    folder: &Path,
+    name: &str,
+    into: &mut Declared,
+    constraint: bool,
+    depth: usize,
+) -> Result<(), InferError> {
+    let bad = |why: String| InferError::Dependencies { file: name.into(), why };
+    if depth > INCLUDES {
+        return Err(bad("it includes itself".into()));
+    }
+    let text = text_of(folder, name)?;
+    into.files.push(name.into());
+    let parent = name.rsplit_once('/').map_or(String::new(), |(p, _)| format!("{p}/"));
+    for (number, line) in joined(&text) {
+        let seen = Seen::new(name, number);
+        if !line.starts_with('-') {
+            if is_local(&line) {
+                // The source itself is in the image; what it declares is read from its own files.
+                continue;
+            }
+            let target = if constraint { &mut into.constraints } else { &mut into.requirements };
+            target.push(Requirement { text: line, seen });
+            continue;
+        }
+        let (option, value) = match line.find(|c: char| c == '=' || c.is_whitespace()) {
+            Some(at) => (line.get(..at).unwrap_or_default(), line.get(at + 1..).unwrap_or_default().trim()),
+            None if line.len() > 2 && !line.starts_with("--") => line.split_at(2),
+            None => (line.as_str(), ""),
+        };
+        match option {
+            "-r" | "--requirement" => {
+                requirements(folder, &clean(&format!("{parent}{value}")), into, constraint, depth + 1)?;
+            }
+            "-c" | "--constraint" => {
+                requirements(folder, &clean(&format!("{parent}{value}")), into, true, depth + 1)?;
+            }
+            "-i" | "--index-url" | "--pypi-url" => into.index_options.push(format!("--index-url {value}")),
+            "--extra-index-url" | "-f" | "--find-links" => {
+                let option = if option == "-f" { "--find-links" } else { option };
+                into.index_options.push(format!("{option} {value}"));
+            }
+            "-e" | "--editable" if !is_local(value) => into.require(value, seen),
+            "-e" | "--editable" | "--no-cache-dir" | "--no-index" | "--only-binary" | "--no-binary"
+            | "--prefer-binary" | "--pre" | "--require-hashes" | "--trusted-host" | "--use-feature" => {}
+            other => return Err(bad(format!("line {number} has an option that is not known: `{other}`"))),
+        }
+    }
+    Ok(())
+}
+
+/// Lines with continuations joined and comments taken off.
+fn joined(text: &str) -> Vec<(usize, String)> {
+    let mut lines = Vec::new();
+    let mut open: Option<(usize, String)> = None;
+    for (index, raw) in text.lines().enumerate() {
+        let (number, mut line) = open.take().unwrap_or((index + 1, String::new()));
+        let without = match raw.trim_start().starts_with('#') {
+            true => "",
+            false => raw.find(" #").and_then(|at| raw.get(..at)).unwrap_or(raw),
+        };
+        if let Some(more) = without.trim_end().strip_suffix('\\') {
+            line.push_str(more.trim());
+            line.push(' ');
+            open = Some((number, line));
+            continue;
+        }
+        line.push_str(without.trim());
+        lines.push((number, line));
+    }
+    lines.extend(open);
+    lines.into_iter().map(|(n, l)| (n, l.trim().to_owned())).filter(|(_, l)| !l.is_empty()).collect()
+}
+
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|p| *p != "..") => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn is_local(text: &str) -> bool {
+    let text = text.trim();
+    text == "."
+        || text.starts_with(".[")
+        || text.starts_with("./")
+        || text.starts_with("../")
+        || text.starts_with("file:")
+}
+
+/// PEP 621, and Poetry's own table.
+fn pyproject(name: &str, text: &str, into: &mut Declared) -> Result<(), InferError> {
+    let document: toml::Table =
+        toml::from_str(text).map_err(|e| InferError::Dependencies { file: name.into(), why: one(e.message()) })?;
+    let seen = |needle: &str| Seen::new(name, line_with(text, needle));
+    let project = document.get("project").and_then(toml::Value::as_table);
+    if let Some(list) = project.and_then(|p| p.get("dependencies")).and_then(toml::Value::as_array) {
+        for text in list.iter().filter_map(toml::Value::as_str) {
+            into.require(text, seen(text));
+        }
+    }
+    if let Some(bound) = project.and_then(|p| p.get("requires-python")).and_then(toml::Value::as_str) {
+        into.python.push(Requirement { text: bound.into(), seen: seen("requires-python") });
+    }
+    let poetry = document.get("tool").and_then(|t| t.get("poetry")?.get("dependencies")?.as_table());
+    for (package, value) in poetry.into_iter().flatten() {
+        if package == "python" {
+            if let Some(bound) = value.as_str() {
+                into.python.push(Requirement { text: poetry_bound(bound), seen: seen("python") });
+            }
+        } else if project.is_none_or(|p| !p.contains_key("dependencies"))
+            && let Some(text) = poetry_requirement(package, value)
+        {
+            into.require(text, seen(package));
+        }
+    }
+    Ok(())
+}
+
+fn poetry_requirement(package: &str, value: &toml::Value) -> Option<String> {
+    let (version, extras) = match value {
+        toml::Value::String(version) => (version.clone(), String::new()),
+        toml::Value::Array(versions) => return poetry_requirement(package, versions.first()?),
+        toml::Value::Table(table) => {
+            if table.contains_key("path") || table.get("optional").and_then(toml::Value::as_bool) == Some(true) {
+                return None;
+            }
+            if let Some(git) = table.get("git").and_then(toml::Value::as_str) {
+                return Some(format!("{package} @ git+{git}"));
+            }
+            if let Some(url) = table.get("url").and_then(toml::Value::as_str) {
+                return Some(format!("{package} @ {url}"));
+            }
+            let extras: Vec<&str> = table
+                .get("extras")
+                .and_then(toml::Value::as_array)
+                .map(|list| list.iter().filter_map(toml::Value::as_str).collect())
+                .unwrap_or_default();
+            let extras = if extras.is_empty() { String::new() } else { format!("[{}]", extras.join(",")) };
+            (table.get("version").and_then(toml::Value::as_str).unwrap_or("*").to_owned(), extras)
+        }
+        _ => return None,
+    };
+    Some(format!("{package}{extras}{}", poetry_bound(&version)))
+}
+
+/// `^1.2` and `~1.2` in the words of PEP 440.
+fn poetry_bound(bound: &str) -> String {
+    let each = |part: &str| {
+        let part = part.trim();
+        let numbers = |v: &str| v.split('.').map_while(|n| n.parse::<u64>().ok()).collect::<Vec<_>>();
+        let upper = |numbers: &[u64], at: usize| {
+            let kept: Vec<String> = numbers
+                .iter()
+                .take(at + 1)
+                .enumerate()
+                .map(|(i, n)| if i == at { (n + 1).to_string() } else { n.to_string() })
+                .collect();
+            kept.join(".")
+        };
+        if part == "*" || part.is_empty() {
+            String::new()
+        } else if let Some(version) = part.strip_prefix('^') {
+            let numbers = numbers(version);
+            let at = numbers.iter().position(|n| *n != 0).unwrap_or(numbers.len().saturating_sub(1));
+            format!(">={version},<{}", upper(&numbers, at))
+        } else if let Some(version) = part.strip_prefix('~').filter(|v| !v.starts_with('=')) {
+            let numbers = numbers(version);
+            format!(">={version},<{}", upper(&numbers, usize::from(numbers.len() > 1)))
+        } else if part.starts_with(|c: char| c.is_ascii_digit()) {
+            format!("=={part}")
+        } else {
+            part.replace(' ', "")
+        }
+    };
+    let parts: Vec<String> = bound.split("||").next().unwrap_or_default().split(',').map(each).collect();
+    parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(",")
+}
+
+fn pipfile(name: &str, text: &str, into: &mut Declared) -> Result<(), InferError> {
+    let document: toml::Table =
+        toml::from_str(text).map_err(|e| InferError::Dependencies { file: name.into(), why: one(e.message()) })?;
+    for (package, value) in document.get("packages").and_then(toml::Value::as_table).into_iter().flatten() {
+        if let Some(requirement) = poetry_requirement(package, value) {
+            into.require(requirement, Seen::new(name, line_with(text, package)));
+        }
+    }
+    let python = document.get("requires").and_then(|r| r.get("python_version").or(r.get("python_full_version")));
+    if let Some(version) = python.and_then(toml::Value::as_str) {
+        let minor: Vec<&str> = version.split('.').take(2).collect();
+        let seen = Seen::new(name, line_with(text, "python_"));
+        into.python.push(Requirement { text: format!("=={}.*", minor.join(".")), seen });
+    }
+    Ok(())
+}
+
+/// The part of conda's `environment.yml` that names packages: a list of `- name=version`, and one of `pip:` below it.
+fn environment(name: &str, text: &str, into: &mut Declared) {
+    let mut in_list = false;
+    let mut pip_indent: Option<usize> = None;
+    for (index, raw) in text.lines().enumerate() {
+        let line = raw.split(" #").next().unwrap_or_default();
+        let trimmed = line.trim();
+        let indent = line.len() - line.trim_start().len();
+        if trimmed.is_empty() || trimmed.starts_with('#') {
+            continue;
+        }
+        if !trimmed.starts_with('-') && indent == 0 {
+            in_list = trimmed == "dependencies:";
+            pip_indent = None;
+            continue;
+        }
+        let Some(item) = trimmed.strip_prefix('-').map(|i| i.trim().trim_matches(['"', '\''])) else { continue };
+        if !in_list {
+            continue;
+        }
+        let seen = Seen::new(name, index + 1);
+        if item == "pip:" {
+            pip_indent = Some(indent);
+        } else if pip_indent.is_some_and(|pip| indent > pip) {
+            if !item.starts_with('-') {
+                into.require(item, seen);
+            }
+        } else {
+            pip_indent = None;
+            conda(item, seen, into);
+        }
+    }
+}
+
+/// `channel::name=1.2=build` becomes `name==1.2.*`.
+fn conda(item: &str, seen: Seen, into: &mut Declared) {
+    let item = item.rsplit("::").next().unwrap_or(item);
+    let end = item.find(['=', '<', '>', '!', ' ', '~']).unwrap_or(item.len());
+    let (package, bound) = item.split_at(end);
+    let bound = bound.replace(' ', "");
+    let bound = match bound.strip_prefix('=').filter(|b| !b.starts_with('=')) {
+        Some(version) => format!("=={}.*", version.split('=').next().unwrap_or_default().trim_end_matches(".*")),
+        None => bound,
+    };
+    if package == "python" {
+        into.python.push(Requirement { text: bound, seen });
+    } else if !matches!(package, "pip" | "setuptools" | "wheel" | "conda") && !package.starts_with('_') {
+        into.require(format!("{package}{bound}"), seen);
+    }
+}
+
+fn setup_cfg(name: &str, text: &str, into: &mut Declared) {
+    let mut section = String::new();
+    let mut key = String::new();
+    for (index, line) in text.lines().enumerate() {
+        let trimmed = line.trim();
+        if trimmed.is_empty() || trimmed.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(header) = trimmed.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+            section = header.to_owned();
+            key.clear();
+            continue;
+        }
+        let mut value = trimmed;
+        if !line.starts_with([' ', '\t'])
+            && let Some((k, v)) = trimmed.split_once('=')
+        {
+            key = k.trim().to_owned();
+            value = v.trim();
+        }
+        let seen = Seen::new(name, index + 1);
+        match (section.as_str(), key.as_str()) {
+            ("options", "install_requires") => into.require(value, seen),
+            ("options", "python_requires") => into.python.push(Requirement { text: value.into(), seen }),
+            _ => {}
+        }
+    }
+}
+
+/// String literals of `install_requires=[…]`, or of the list that the name there was given.
+fn setup_py(name: &str, text: &str, into: &mut Declared) {
+    let lines = python::read(text);
+    let list = |line: &python::Line, from: usize, into: &mut Declared| {
+        if !line.is_op(from, '[') {
+            return;
+        }
+        for (number, token) in line.tokens.iter().skip(from + 1) {
+            match token {
+                Token::Text { value, formatted: false } => into.require(value, Seen::new(name, *number)),
+                Token::Op(']') => break,
+                _ => {}
+            }
+        }
+    };
+    for line in &lines {
+        for caught in python::find(line, "install_requires =") {
+            list(line, caught.end, into);
+            if let Some(variable) = line.name(caught.end) {
+                for other in &lines {
+                    if let Some(found) = python::begins(other, &format!("{variable} =")) {
+                        list(other, found.end, into);
+                    }
+                }
+            }
+        }
+        for caught in python::find(line, "python_requires = $s") {
+            let bound = caught.texts.first().cloned().unwrap_or_default();
+            into.python.push(Requirement { text: bound, seen: Seen::new(name, caught.line) });
+        }
+    }
+}
+
+/// `.python-version` and `runtime.txt`.
+fn python_files(folder: &Path, into: &mut Declared) -> Result<(), InferError> {
+    for name in [".python-version", "runtime.txt"] {
+        if !folder.join(name).is_file() {
+            continue;
+        }
+        let text = text_of(folder, name)?;
+        let Some(line) = text.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#')) else { continue };
+        let version = line.trim_start_matches("python-").trim_start_matches("cpython-");
+        let numbers: Vec<&str> = version.split('.').take(2).collect();
+        if numbers.iter().all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) && numbers.len() == 2 {
+            into.python.push(Requirement { text: format!("=={}.*", numbers.join(".")), seen: Seen::new(name, 1) });
+        }
+    }
+    Ok(())
+}
+
+fn line_with(text: &str, needle: &str) -> usize {
+    text.lines().position(|l| l.contains(needle)).map_or(0, |at| at + 1)
+}
+
+fn one(text: &str) -> String {
+    ringfence_model::report::one_line(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declared(files: &[(&str, &str)]) -> Result<Declared, InferError> {
+        let home = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = home.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        find(home.path())
+    }
+
+    fn texts(files: &[(&str, &str)]) -> Vec<String> {
+        declared(files).unwrap().requirements.into_iter().map(|r| r.text).collect()
+    }
+
+    #[test]
+    fn requirements_files_include_one_another() {
+        let found = declared(&[
+            (
+                "requirements.txt",
+                "# top\n-r base/more.txt\n-c limits.txt\n--extra-index-url https://wheels.example/cpu\nflask>=2 # web\n-e .\n\
+                 six==1.16 \\\n  --hash=sha256:aa\n",
+            ),
+            ("base/more.txt", "-r ../last.txt\nrequests[socks]; python_version < '4'\n"),
+            ("last.txt", "\u{feff}idna\n"),
+            ("limits.txt", "urllib3<2\n"),
+        ])
+        .unwrap();
+        let texts: Vec<&str> = found.requirements.iter().map(|r| r.text.as_str()).collect();
+        assert_eq!(texts, ["idna", "requests[socks]; python_version < '4'", "flask>=2", "six==1.16 --hash=sha256:aa"]);
+        assert_eq!(found.requirements[3].seen, Seen::new("requirements.txt", 7));
+        assert_eq!(found.constraints[0].text, "urllib3<2");
+        assert_eq!(found.index_options, ["--extra-index-url https://wheels.example/cpu"]);
+        assert_eq!(found.files, ["requirements.txt", "base/more.txt", "last.txt", "limits.txt"]);
+        assert!(found.names("Requests"));
+    }
+
+    #[test]
+    fn broken_includes_are_named() {
+        for (text, word) in [
+            ("-r missing.txt", "no such file"),
+            ("-r requirements.txt", "includes itself"),
+            ("-r ../../etc/passwd", "outside"),
+            ("--frobnicate x", "not known"),
+        ] {
+            let error = declared(&[("requirements.txt", text)]).unwrap_err();
+            assert!(error.to_string().contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn other_files_declare_too() {
+        let pep621 = "[project]\nname = 'x'\nrequires-python = '>=3.10'\ndependencies = ['flask', 'six>1']\n";
+        assert_eq!(texts(&[("pyproject.toml", pep621)]), ["flask", "six>1"]);
+        let poetry = "[tool.poetry.dependencies]\npython = '^3.10'\nflask = '^2.3'\nsix = '~1.16'\nidna = '*'\nzero = \
+                      '^0.3.1'\nuvicorn = {version = '>=0.20', extras = ['standard']}\nme = {path = '.'}\nexact = '1.2'\n";
+        assert_eq!(
+            texts(&[("pyproject.toml", poetry)]),
+            ["exact==1.2", "flask>=2.3,<3", "idna", "six>=1.16,<1.17", "uvicorn[standard]>=0.20", "zero>=0.3.1,<0.4"]
+        );
+        assert_eq!(declared(&[("pyproject.toml", poetry)]).unwrap().python[0].text, ">=3.10,<4");
+        let pipfile = "[packages]\nflask = '*'\nsix = '==1.16'\n[requires]\npython_version = '3.11'\n";
+        assert_eq!(texts(&[("Pipfile", pipfile)]), ["flask", "six==1.16"]);
+        assert_eq!(declared(&[("Pipfile", pipfile)]).unwrap().python[0].text, "==3.11.*");
+        let conda = "name: x\nchannels:\n  - defaults\ndependencies:\n  - python=3.11\n  - conda-forge::numpy=1.26=py_0\n  - \
+                     pandas >=2\n  - pip\n  - pip:\n    - openai==1.0\nvariables:\n  - x\n";
+        assert_eq!(texts(&[("environment.yml", conda)]), ["numpy==1.26.*", "pandas>=2", "openai==1.0"]);
+        let cfg = "[options]\ninstall_requires =\n  flask\n  six>=1\npython_requires = >=3.9\n[other]\nx =\n  y\n";
+        assert_eq!(texts(&[("setup.cfg", cfg)]), ["flask", "six>=1"]);
+        let py = "from setuptools import setup\nREQS = [\n 'flask',  # x\n 'six']\nsetup(name='x', install_requires=REQS, \
+                  python_requires='>=3.9')\n";
+        assert_eq!(texts(&[("setup.py", py)]), ["flask", "six"]);
+        assert_eq!(texts(&[("setup.py", "setup(install_requires=['a', \"b\"] + more)")]), ["a", "b"]);
+    }
+
+    #[test]
+    fn python_versions_are_found() {
+        for (name, text) in [(".python-version", "3.12.4\n"), ("runtime.txt", "python-3.12.1")] {
+            assert_eq!(declared(&[(name, text)]).unwrap().python[0].text, "==3.12.*");
+        }
+        assert!(declared(&[(".python-version", "pypy3.9\n")]).unwrap().python.is_empty());
+    }
+
+    #[test]
+    fn names_have_one_form() {
+        assert_eq!(normalise("Foo__Bar.baz"), "foo-bar-baz");
+        for (text, name) in [
+            ("Flask[async]>=2", Some("flask")),
+            ("a.b ; x", Some("a-b")),
+            ("https://x.example/y.whl", None),
+            ("./here", None),
+            ("x @ https://x.example", Some("x")),
+        ] {
+            assert_eq!(name_of(text).as_deref(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn windows_text_is_read() {
+        let wide: Vec<u8> =
+            [0xff, 0xfe].into_iter().chain("six\r\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
+        assert_eq!(decode(&wide).unwrap(), "six\r\n");
+    }
+}

@@ -1,0 +1,408 @@
+//! Which file starts the agent, and how.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use ringfence_model::manifest::Kind;
+
+use super::imports;
+use super::source::{Source, Sources};
+use crate::declared::{Declared, Seen};
+use crate::error::InferError;
+use crate::python::{self, Token};
+
+/// A program that could be the agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub file: String,
+    pub kind: Kind,
+    /// The application object, or the function that makes it.
+    pub object: Option<String>,
+    /// Whether `object` is a function.
+    pub factory: bool,
+    pub port: Option<u16>,
+    pub seen: Seen,
+}
+
+/// How to start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub entry: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub port: Option<u16>,
+    /// Distributions that the entry needs besides what the source imports.
+    pub launchers: Vec<&'static str>,
+}
+
+const CONVENTIONAL: [&str; 18] = [
+    "__main__.py",
+    "agent.py",
+    "api.py",
+    "app.py",
+    "application.py",
+    "asgi.py",
+    "bot.py",
+    "chat.py",
+    "cli.py",
+    "demo.py",
+    "home.py",
+    "index.py",
+    "main.py",
+    "manage.py",
+    "run.py",
+    "server.py",
+    "streamlit_app.py",
+    "wsgi.py",
+];
+const ASGI: [&str; 5] = ["FastAPI", "Litestar", "Quart", "Starlette", "FastHTML"];
+const WSGI: [&str; 2] = ["Bottle", "Flask"];
+
+/// Picks the program that is the agent.
+pub(crate) fn choose(
+    folder: &Path,
+    sources: &Sources,
+    entry: Option<&str>,
+    kind: Option<Kind>,
+) -> Result<Candidate, InferError> {
+    let shown = folder.to_string_lossy().into_owned();
+    if let Some(entry) = entry {
+        return asked_for(&shown, sources, entry, kind);
+    }
+    let mut found: Vec<Candidate> = sources.files.iter().filter_map(|s| web(s, sources)).collect();
+    if found.is_empty() {
+        found = sources.files.iter().filter_map(script).collect();
+    }
+    if let Some(kind) = kind {
+        found.retain(|c| c.kind == kind);
+    }
+    let imported = imported_files(sources);
+    let top: Vec<Candidate> = found.iter().filter(|c| !imported.contains(&c.file)).cloned().collect();
+    let found = if top.is_empty() { found } else { top };
+    let found = narrowed(folder, found);
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => match sources.files.as_slice() {
+            [only] => Ok(plain(only)),
+            files => Err(InferError::NoEntry {
+                folder: shown,
+                example: files.first().map_or_else(|| "main.py".into(), |f| f.path.clone()),
+            }),
+        },
+        several => Err(InferError::AmbiguousEntry {
+            folder: shown,
+            candidates: several.iter().map(|c| format!("`{}` ({})", c.file, c.kind.word())).collect(),
+            example: several.first().map(|c| c.file.clone()).unwrap_or_default(),
+        }),
+    }
+}
+
+/// `file.py`, `module` or `module:object`.
+fn asked_for(folder: &str, sources: &Sources, entry: &str, kind: Option<Kind>) -> Result<Candidate, InferError> {
+    let (place, object) = entry.split_once(':').map_or((entry, None), |(p, o)| (p, Some(o)));
+    let place = place.trim_start_matches("./");
+    let source = sources
+        .files
+        .iter()
+        .find(|s| s.path == place || s.module() == place)
+        .ok_or_else(|| InferError::UnknownEntry { folder: folder.into(), entry: entry.into() })?;
+    let mut candidate = web(source, sources).unwrap_or_else(|| plain(source));
+    if let Some(object) = object {
+        candidate.object = Some(object.into());
+        candidate.factory = false;
+        if candidate.kind == Kind::Script {
+            candidate.kind = Kind::Asgi;
+        }
+    }
+    if let Some(kind) = kind {
+        candidate.kind = kind;
+    }
+    Ok(candidate)
+}
+
+fn plain(source: &Source) -> Candidate {
+    Candidate {
+        file: source.path.clone(),
+        kind: Kind::Script,
+        object: None,
+        factory: false,
+        port: None,
+        seen: Seen::new(&source.path, 1),
+    }
+}
+
+/// What a file serves, if it serves something.
+fn web(source: &Source, sources: &Sources) -> Option<Candidate> {
+    let imported = imports::of(source);
+    let line_of = |name: &str| {
+        let below = format!("{name}.");
+        let hit = |i: &&imports::Import| !i.optional && (i.module == name || i.module.starts_with(&below));
+        (!sources.local.contains(name)).then(|| imported.iter().find(hit).map(|i| i.line)).flatten()
+    };
+    let candidate = |kind, line| Candidate {
+        file: source.path.clone(),
+        kind,
+        object: None,
+        factory: false,
+        port: port(source),
+        seen: Seen::new(&source.path, line),
+    };
+    let any = |pattern: &str| source.lines.iter().any(|l| !python::find(l, pattern).is_empty());
+    let gradio_mounted = any("mount_gradio_app (") || any("mount_chainlit (");
+    if !gradio_mounted {
+        if let Some(line) = line_of("chainlit")
+            && source.lines.iter().any(|l| l.is_op(0, '@') && l.name(3).is_some_and(|n| n.starts_with("on_")))
+        {
+            return Some(candidate(Kind::Chainlit, line));
+        }
+        if let Some(line) = line_of("streamlit") {
+            let is_page = source.parent().rsplit('/').next() == Some("pages");
+            return (!is_page).then(|| candidate(Kind::Streamlit, line));
+        }
+        if let Some(line) = line_of("gradio")
+            && any(". launch (")
+        {
+            return Some(candidate(Kind::Gradio, line));
+        }
+    }
+    for (kind, makers) in [(Kind::Asgi, ASGI.as_slice()), (Kind::Wsgi, WSGI.as_slice())] {
+        if let Some((object, factory, line)) = application(source, makers) {
+            return Some(Candidate { object: Some(object), factory, ..candidate(kind, line) });
+        }
+    }
+    for (pattern, kind) in [("$n = get_asgi_application (", Kind::Asgi), ("$n = get_wsgi_application (", Kind::Wsgi)] {
+        if let Some(caught) = source.lines.iter().find_map(|l| python::begins(l, pattern)) {
+            return Some(Candidate { object: caught.texts.first().cloned(), ..candidate(kind, caught.line) });
+        }
+    }
+    None
+}
+
+/// `app = FastAPI(…)` at the top, or a function `create_app` that makes one.
+fn application(source: &Source, makers: &[&str]) -> Option<(String, bool, usize)> {
+    for maker in makers {
+        for line in source.lines.iter().filter(|l| l.indent == 0) {
+            for pattern in [format!("$n = {maker} ("), format!("$n = $n . {maker} (")] {
+                if let Some(caught) = python::begins(line, &pattern) {
+                    return Some((caught.texts.first()?.clone(), false, caught.line));
+                }
+            }
+            // `app: FastAPI = FastAPI(…)`
+            if let Some(caught) = python::begins(line, &format!("$n : {maker} = {maker} (")) {
+                return Some((caught.texts.first()?.clone(), false, caught.line));
+            }
+        }
+        let within = source.lines.iter().position(|l| {
+            l.indent > 0
+                && (!python::find(l, &format!("= {maker} (")).is_empty()
+                    || !python::find(l, &format!("return {maker} (")).is_empty())
+        });
+        if let Some(at) = within {
+            let before = source.lines.get(..at).unwrap_or_default();
+            let maker = before.iter().rev().find(|l| l.indent == 0)?;
+            if maker.first() == Some("def") && maker.name(1).is_some_and(|n| n.contains("app") || n.contains("create"))
+            {
+                // `app = create_app()` at the top is plainer than a factory.
+                let name = maker.name(1)?.to_owned();
+                let made = source.lines.iter().filter(|l| l.indent == 0);
+                for line in made {
+                    if let Some(caught) = python::begins(line, &format!("$n = {name} (")) {
+                        return Some((caught.texts.first()?.clone(), false, caught.line));
+                    }
+                }
+                return Some((name, true, maker.number));
+            }
+        }
+    }
+    None
+}
+
+fn script(source: &Source) -> Option<Candidate> {
+    let guard = source.lines.iter().find(|l| l.indent == 0 && l.first() == Some("if") && l.has_name("__name__"));
+    let line = match (guard, source.file_name()) {
+        (Some(guard), _) => guard.number,
+        (None, "__main__.py") => 1,
+        (None, name) if source.parent().is_empty() && CONVENTIONAL.contains(&name) => 1,
+        _ => return None,
+    };
+    Some(Candidate { seen: Seen::new(&source.path, line), ..plain(source) })
+}
+
+/// Files that other files of the folder import.
+fn imported_files(sources: &Sources) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for source in &sources.files {
+        let relative = source.lines.iter().filter(|l| l.first() == Some("from") && l.is_op(1, '.')).filter_map(|l| {
+            let name = l.tokens.iter().skip(1).find_map(|(_, t)| match t {
+                Token::Name(name) => Some(name.clone()),
+                _ => None,
+            });
+            name.filter(|n| n != "import")
+        });
+        let names: BTreeSet<String> = imports::of(source).into_iter().map(|i| i.module).chain(relative).collect();
+        for other in &sources.files {
+            if other.path == source.path {
+                continue;
+            }
+            let module = other.module();
+            let beside = module.rsplit('.').next().unwrap_or_default();
+            let near = other.parent() == source.parent() && names.contains(beside);
+            if names.contains(&module) || near || names.iter().any(|n| module.ends_with(&format!(".{n}"))) {
+                found.insert(other.path.clone());
+            }
+        }
+    }
+    found
+}
+
+/// Prefers what the folder's own start files name, then conventional names, then files nearer to the root.
+fn narrowed(folder: &Path, found: Vec<Candidate>) -> Vec<Candidate> {
+    if found.len() < 2 {
+        return found;
+    }
+    let mut start = String::new();
+    for name in ["Procfile", "Dockerfile"] {
+        if let Ok(text) = fs::read_to_string(folder.join(name)) {
+            let speaks =
+                |l: &&str| ["web:", "worker:", "CMD", "ENTRYPOINT"].iter().any(|w| l.trim_start().starts_with(w));
+            start.extend(text.lines().filter(speaks).map(|l| format!("{l} ")));
+        }
+    }
+    let named: Vec<Candidate> = found.iter().filter(|c| speaks_of(&start, &c.file)).cloned().collect();
+    if named.len() == 1 {
+        return named;
+    }
+    let conventional: Vec<Candidate> = found
+        .iter()
+        .filter(|c| CONVENTIONAL.contains(&c.file.rsplit('/').next().unwrap_or_default().to_lowercase().as_str()))
+        .cloned()
+        .collect();
+    let left = if conventional.is_empty() { found } else { conventional };
+    let depth = |c: &Candidate| c.file.matches('/').count();
+    let least = left.iter().map(depth).min().unwrap_or_default();
+    left.into_iter().filter(|c| depth(c) == least).collect()
+}
+
+fn speaks_of(start: &str, file: &str) -> bool {
+    let module = file.trim_end_matches(".py").replace('/', ".");
+    let words = start.split(|c: char| c.is_whitespace() || "\"',[]".contains(c));
+    words.into_iter().any(|w| w.trim_start_matches("./") == file || w == module || w.starts_with(&format!("{module}:")))
+}
+
+/// A port that the file itself names.
+fn port(source: &Source) -> Option<u16> {
+    let patterns = ["server_port = $i", "port = $i"];
+    source
+        .lines
+        .iter()
+        .find_map(|l| patterns.iter().find_map(|p| python::find(l, p).into_iter().next()))
+        .and_then(|caught| caught.texts.first()?.replace('_', "").parse().ok())
+        .filter(|port| *port != 0)
+}
+
+/// The command line of a candidate.
+pub(crate) fn start(
+    candidate: &Candidate,
+    source: &Source,
+    sources: &Sources,
+    declared: &Declared,
+    port: Option<u16>,
+) -> Start {
+    let port = port.or(candidate.port).or(candidate.kind.default_port());
+    let number = port.map(|p| p.to_string()).unwrap_or_default();
+    let mut env = BTreeMap::new();
+    let file = candidate.file.clone();
+    let words = |parts: &[&str]| parts.iter().map(|p| (*p).to_owned()).collect::<Vec<String>>();
+    let (app_dir, module) = home(source, sources);
+    let target = format!("{module}:{}", candidate.object.as_deref().unwrap_or("app"));
+    let (entry, launchers) = match candidate.kind {
+        Kind::Streamlit => {
+            let port = format!("--server.port={number}");
+            (words(&["streamlit", "run", &file, &port, "--server.address=127.0.0.1"]), vec!["streamlit"])
+        }
+        Kind::Chainlit => (
+            words(&["chainlit", "run", &file, "--headless", "--host", "127.0.0.1", "--port", &number]),
+            vec!["chainlit"],
+        ),
+        Kind::Gradio => {
+            env.insert("GRADIO_SERVER_NAME".to_owned(), "127.0.0.1".to_owned());
+            env.insert("GRADIO_SERVER_PORT".to_owned(), number);
+            (words(&["python3", &file]), vec!["gradio"])
+        }
+        Kind::Asgi => {
+            let mut entry = words(&["uvicorn", &target, "--host", "127.0.0.1", "--port", &number]);
+            if candidate.factory {
+                entry.push("--factory".into());
+            }
+            if !app_dir.is_empty() {
+                entry.extend(["--app-dir".into(), app_dir]);
+            }
+            (entry, vec!["uvicorn"])
+        }
+        Kind::Wsgi => wsgi(candidate, &app_dir, &module, &number, declared),
+        Kind::Script => match source.file_name() {
+            "__main__.py" if !source.parent().is_empty() => {
+                (words(&["python3", "-m", &source.parent().replace('/', ".")]), vec![])
+            }
+            _ => (words(&["python3", &file]), vec![]),
+        },
+    };
+    Start { entry, env, port, launchers }
+}
+
+fn wsgi(
+    candidate: &Candidate,
+    app_dir: &str,
+    module: &str,
+    port: &str,
+    declared: &Declared,
+) -> (Vec<String>, Vec<&'static str>) {
+    let object = candidate.object.as_deref().unwrap_or("app");
+    let call = if candidate.factory { "()" } else { "" };
+    let target = format!("{module}:{object}{call}");
+    let flask = candidate.object.is_some() && !object.starts_with("application") && !declared.names("gunicorn");
+    if flask && app_dir.is_empty() {
+        let entry = ["flask", "--app", &target, "run", "--host", "127.0.0.1", "--port", port];
+        return (entry.map(str::to_owned).to_vec(), vec!["flask"]);
+    }
+    let mut entry: Vec<String> = ["gunicorn", "--bind"].map(str::to_owned).to_vec();
+    entry.push(format!("127.0.0.1:{port}"));
+    // The image has no writable folder but these, and gunicorn's heartbeat wants memory.
+    entry.extend(["--worker-tmp-dir", "/dev/shm", "--workers", "1", "--threads", "8"].map(str::to_owned));
+    if !app_dir.is_empty() {
+        entry.extend(["--pythonpath".to_owned(), app_dir.to_owned()]);
+    }
+    entry.push(target);
+    (entry, vec!["gunicorn"])
+}
+
+/// The folder that must be on the module path, and the module's name from there.
+///
+/// From the root, unless the file imports its neighbours by their bare names.
+fn home(source: &Source, sources: &Sources) -> (String, String) {
+    let parent = source.parent();
+    if parent.is_empty() {
+        return (String::new(), source.module());
+    }
+    let stem = |s: &Source| s.file_name().trim_end_matches(".py").to_owned();
+    let neighbours: BTreeSet<String> =
+        sources.files.iter().filter(|s| s.parent() == parent && s.path != source.path).map(stem).collect();
+    let is_root = |name: &str| {
+        sources.files.iter().any(|s| s.path == format!("{name}.py") || s.path.starts_with(&format!("{name}/")))
+    };
+    let bare = imports::of(source).iter().any(|i| {
+        let first = i.module.split('.').next().unwrap_or_default();
+        neighbours.contains(first) && !is_root(first)
+    });
+    if bare {
+        return (parent.to_owned(), stem(source));
+    }
+    if let Some(below) = parent.strip_prefix("src") {
+        let module = source.module();
+        let module = module.strip_prefix("src.").unwrap_or(&module).to_owned();
+        if below.is_empty() || below.starts_with('/') {
+            return ("src".into(), module);
+        }
+    }
+    (String::new(), source.module())
+}

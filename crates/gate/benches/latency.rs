@@ -1,4 +1,11 @@
 //! Prints what the gate adds to a keep-alive HTTPS request: direct and through the gate, at one and at 32 at once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -25,7 +32,9 @@ fn main() {
     // Upstream, gate and client each have a thread of their own, as they have processes of their own in life.
     let ca = TestCa::new();
     println!("{:<34} {:>9} {:>9} {:>11}", "", "p50 µs", "p99 µs", "c=32 req/s");
-    for (protocol, alpn) in [("HTTP/1.1 upstream", &[&b"http/1.1"[..]][..]), ("HTTP/2 upstream", &[&b"h2"[..], b"http/1.1"])] {
+    for (protocol, alpn) in
+        [("HTTP/1.1 upstream", &[&b"http/1.1"[..]][..]), ("HTTP/2 upstream", &[&b"h2"[..], b"http/1.1"])]
+    {
         let acceptor = ca.acceptor(HOST, alpn);
         let upstream = on_own_thread(async move { Upstream::start(Some(acceptor)).await });
         let pem = ca.pem.clone();
@@ -38,7 +47,8 @@ fn main() {
                 granted = keyed(granted);
             }
             let dir = tempfile::tempdir().unwrap();
-            let file = std::fs::File::options().create(true).read(true).append(true).open(dir.path().join("spool")).unwrap();
+            let file =
+                std::fs::File::options().create(true).read(true).append(true).open(dir.path().join("spool")).unwrap();
             let (address, ca_pem) = on_own_thread(async move {
                 let origin = Origin { source: "gate:bench".into(), agent: None, sandbox: None };
                 let spool = Spool::open(file, origin, 1).unwrap();

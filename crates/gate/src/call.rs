@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
-    UPGRADE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -225,6 +225,10 @@ fn brought_back(
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
     let (mut parts, body) = response.into_parts();
+    let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
+        return Err("transfer_coded: the upstream sent its answer in a transfer coding that was not asked for".into());
+    }
     relay::strip_hop_by_hop(&mut parts.headers);
     let bodiless = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)

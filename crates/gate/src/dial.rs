@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use ringfence_model::HostName;
 use ringfence_model::manifest::Grant;
@@ -44,10 +44,14 @@ impl Dialler {
     /// # Errors
     /// What the resolver library says, in words.
     pub fn system() -> Result<Self, String> {
-        let (config, mut options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
+        let (config, options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
             tracing::warn!(%error, "no resolver configuration; only the hosts file is asked");
-            (ResolverConfig::default(), hickory_resolver::config::ResolverOpts::default())
+            (ResolverConfig::default(), ResolverOpts::default())
         });
+        Self::asking(config, options)
+    }
+
+    fn asking(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, String> {
         options.cache_size = 64;
         options.use_hosts_file = ResolveHosts::Always;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
@@ -213,7 +217,42 @@ fn refusal_v6(address: Ipv6Addr) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
+    use ringfence_sys::confine::{self, Calls};
+
     use super::*;
+    use crate::resolver::{Say, answer};
+
+    #[test]
+    fn names_are_found_by_a_thread_that_gave_up_all_else() {
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok((count, from)) = server.recv_from(&mut buffer) {
+                let mut say = |_: &HostName| Say::Address([1, 2, 3, 4].into());
+                if let Some(reply) = answer(&buffer[..count], &mut say) {
+                    server.send_to(&reply.message, from).unwrap();
+                }
+            }
+        });
+        let found = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut udp = ConnectionConfig::udp();
+            udp.port = port;
+            let local = NameServerConfig::new("127.0.0.1".parse().unwrap(), true, vec![udp]);
+            let config = ResolverConfig::from_parts(None, vec![], vec![local]);
+            let dialler = Dialler::asking(config, ResolverOpts::default()).unwrap();
+            confine::seal_thread().unwrap();
+            confine::no_files().unwrap();
+            confine::only_calls(Calls::Network).unwrap();
+            let found = runtime.block_on(dialler.resolver.lookup_ip("api.example.org.")).unwrap();
+            // A confined thread cannot take its runtime down by the book; the process does.
+            std::mem::forget(runtime);
+            found.iter().collect::<Vec<_>>()
+        });
+        assert_eq!(found.join().unwrap(), ["1.2.3.4".parse::<IpAddr>().unwrap()]);
+    }
 
     #[test]
     fn the_internet_may_be_dialled_and_nothing_else() {

@@ -1,4 +1,11 @@
 //! Calls of an agent through a gate to real upstreams on loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 
 mod support;
 
@@ -93,14 +100,8 @@ async fn what_is_not_granted_is_denied_and_nothing_of_it_leaves() {
         (post("/v2", "data"), "no_grant"),
         (post("/v1/../v2", "data"), "path_ambiguous"),
         (post("/v1/%2e%2e/v2", "data"), "path_ambiguous"),
-        (
-            Request::post("/v1/chat").header("host", "evil.example").body(text("data")).unwrap(),
-            "host_mismatch",
-        ),
-        (
-            Request::post(format!("https://{HOST}/v1/chat")).header("host", HOST).body(text("")).unwrap(),
-            "proxy_form",
-        ),
+        (Request::post("/v1/chat").header("host", "evil.example").body(text("data")).unwrap(), "host_mismatch"),
+        (Request::post(format!("https://{HOST}/v1/chat")).header("host", HOST).body(text("")).unwrap(), "proxy_form"),
     ]
     .into_iter()
     .enumerate()
@@ -431,8 +432,12 @@ async fn no_request_is_smuggled_in_another() {
     let length = smuggled.len() + 5;
     for head in [
         // Both lengths: what follows the chunk is the next request to one who believes in chunks.
-        format!("POST /ok HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"),
-        format!("POST /ok HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!(
+            "POST /ok HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+        ),
+        format!(
+            "POST /ok HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n0\r\n\r\n{smuggled}"
+        ),
         format!("POST /ok HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\nContent-Length: {length}\r\n\r\n{smuggled}"),
         format!("POST /ok HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{smuggled}"),
         format!("POST /ok HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: +0\r\n\r\n{smuggled}"),
@@ -444,7 +449,9 @@ async fn no_request_is_smuggled_in_another() {
         assert_eq!(target, "/ok");
         assert!(!(headers.contains_key("content-length") && headers.contains_key("transfer-encoding")));
     }
-    assert!(fence.log.intents().iter().filter(|i| i.path.as_deref() == Some("/admin")).all(|i| i.decision == Outcome::Deny));
+    assert!(
+        fence.log.intents().iter().filter(|i| i.path.as_deref() == Some("/admin")).all(|i| i.decision == Outcome::Deny)
+    );
 }
 
 #[tokio::test]
@@ -453,7 +460,9 @@ async fn a_body_is_asked_for_only_once_the_call_is_allowed() {
     let mut granted = grant(upstream.address, &ca);
     granted.paths = vec!["/ok".into()];
     let fence = Fence::new(vec![granted]);
-    let head = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    let head = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    };
     assert!(raw(&fence, &head("/ok")).await.starts_with("HTTP/1.1 100 Continue"));
     assert!(raw(&fence, &head("/no")).await.starts_with("HTTP/1.1 403"));
 }

@@ -1,4 +1,11 @@
 //! People who come in, to a real server that stands for the agent.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 
 mod support;
 

@@ -195,7 +195,7 @@ impl Policy {
         let mut guard_rails_ask_for_model = false;
         for (file, text) in guard_rails {
             guard_rails_ask_for_model |= text.contains("model");
-            let set = PolicySet::from_str(text).map_err(|e| syntax_error(file, text, &e))?;
+            let set = PolicySet::from_str(text).map_err(|e| syntax_error(file, &e))?;
             if set.templates().next().is_some() {
                 return Err(PolicyError::Template { file: file.clone() });
             }
@@ -221,7 +221,7 @@ impl Policy {
         if let Some(error) = checked.validation_errors().next() {
             return Err(PolicyError::Schema { rule: error.policy_id().to_string(), why: one_line(&error.to_string()) });
         }
-        index.seal().map_err(|e| compile_error("index", &e))?;
+        index.seal().map_err(|e| compile_error("index", &*e))?;
         Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_model, sources })
     }
 
@@ -384,7 +384,7 @@ fn compile_error(rule: &str, error: &dyn std::error::Error) -> PolicyError {
     PolicyError::Compile { rule: rule.to_owned(), why: one_line(&error.to_string()) }
 }
 
-fn syntax_error(file: &str, _text: &str, error: &cedar_policy::ParseErrors) -> PolicyError {
+fn syntax_error(file: &str, error: &cedar_policy::ParseErrors) -> PolicyError {
     let why = error.iter().map(|e| one_line(&e.to_string())).collect::<Vec<_>>().join("; ");
     PolicyError::Syntax { file: file.to_owned(), why }
 }

@@ -79,16 +79,16 @@ impl Index {
     }
 
     /// Puts the sets together.
-    pub(crate) fn seal(&mut self) -> Result<(), PolicySetError> {
+    pub(crate) fn seal(&mut self) -> Result<(), Box<PolicySetError>> {
         for (shelf, sealed) in self.open.iter().zip(&mut self.sealed) {
             let set = |parts: &[&[RuleAt]]| {
                 let mut set = PolicySet::new();
                 for at in parts.iter().copied().flatten() {
                     if let Some(rule) = self.rules.get(at.0) {
-                        set.add(rule.clone())?;
+                        set.add(rule.clone()).map_err(Box::new)?;
                     }
                 }
-                Ok::<_, PolicySetError>(set)
+                Ok::<_, Box<PolicySetError>>(set)
             };
             sealed.any = set(&[&shelf.any])?;
             for suffix in shelf.below.keys() {

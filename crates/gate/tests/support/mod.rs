@@ -1,6 +1,12 @@
 //! A gate in this process, an agent's client before it and a real TLS upstream behind it; no namespaces.
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this is test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -142,7 +148,7 @@ pub fn connector(ca_pem: &str, alpn: &[&[u8]]) -> TlsConnector {
 /// A real HTTPS upstream on loopback. It remembers the heads of requests that reached it.
 pub struct Upstream {
     pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<(http::Method, String, HeaderMap, Version)>>>,
+    pub seen: Heads,
     pub connections: Arc<std::sync::atomic::AtomicUsize>,
 }
 
@@ -174,12 +180,15 @@ impl Upstream {
         Self { address, seen, connections }
     }
 
-    pub fn heads(&self) -> Vec<(http::Method, String, HeaderMap, Version)> {
+    pub fn heads(&self) -> Vec<Head> {
         self.seen.lock().unwrap().clone()
     }
 }
 
-type Heads = Arc<Mutex<Vec<(http::Method, String, HeaderMap, Version)>>>;
+/// The head of a request that reached the upstream.
+pub type Head = (http::Method, String, HeaderMap, Version);
+
+type Heads = Arc<Mutex<Vec<Head>>>;
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, heads: Heads) {
     let service = service_fn(move |request: Request<Incoming>| {
@@ -350,7 +359,12 @@ impl Fence {
         self.to((address, port).into()).await
     }
 
-    pub async fn tls(&self, to: SocketAddr, sni: &str, alpn: &[&[u8]]) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    pub async fn tls(
+        &self,
+        to: SocketAddr,
+        sni: &str,
+        alpn: &[&[u8]],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
         connector(self.gate.ca_pem(), alpn).connect(ServerName::try_from(sni.to_owned()).unwrap(), stream).await

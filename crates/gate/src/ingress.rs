@@ -176,9 +176,6 @@ impl<S: Sockets> Ingress<S> {
             model: None,
         };
         let standing = self.standing(&parts);
-        if let Standing::Login(to) = standing {
-            return self.login(&to);
-        }
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));
         if let Err(denial) = own_rule {
             self.gate.recorder.deny(subject, &denial).await;
@@ -190,7 +187,7 @@ impl<S: Sockets> Ingress<S> {
             method: parts.method.as_str(),
             path: parts.uri.path(),
             websocket,
-            authenticated: matches!(standing, Standing::In),
+            authenticated: !matches!(standing, Standing::Out),
         };
         let permit = match self.gate.policy.decide(&Question::Ingress(question)) {
             Decision::Allow(permit) => permit,
@@ -207,6 +204,10 @@ impl<S: Sockets> Ingress<S> {
         let Ok(call) = self.gate.recorder.allow(subject, &permit, false) else {
             return page(StatusCode::SERVICE_UNAVAILABLE, "Not recorded", "The audit log cannot be written.");
         };
+        if let Standing::Login(to) = standing {
+            call.status(StatusCode::SEE_OTHER.as_u16());
+            return self.login(&to);
+        }
         let person = parts.extensions.remove::<OnUpgrade>();
         if let Err(why) = self.prepare(&mut parts, peer, websocket) {
             call.failed(why);

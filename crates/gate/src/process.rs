@@ -105,6 +105,7 @@ enum Door {
 }
 
 fn prepare(mut config: GateConfig) -> Result<Prepared, Report> {
+    let parent = rustix::process::getppid();
     let host = |what: &str| Report::new("gate.start", Fault::Host, format!("cannot {what}"));
     let take = |number: i32, what: &str| {
         fd::adopt(number).map_err(|e| host(&format!("use the inherited descriptor {number} ({what})")).because(&e))
@@ -163,6 +164,10 @@ fn prepare(mut config: GateConfig) -> Result<Prepared, Report> {
     };
     drop(config);
     confinement.apply_to_main().map_err(barrier)?;
+    // Whoever started this may have died before its death was watched.
+    if rustix::process::getppid() != parent {
+        return Err(Report::new("gate.orphan", Fault::Us, "whoever started the gate is gone"));
+    }
     Ok(Prepared { runtime, gate, tcp, dns, udp_sink, ingress })
 }
 

@@ -100,6 +100,8 @@ async fn the_link_gives_a_session_that_is_not_the_token() {
     let response = world.send(&format!("/app?a=b&token={TOKEN}"), &[]).await;
     assert_eq!(response.status(), StatusCode::SEE_OTHER);
     assert_eq!(response.headers()["location"], "/app?a=b");
+    assert_eq!(world.fence.log.outcome(0).await.status, Some(303), "a login is recorded too");
+    assert_eq!(world.fence.log.intent(0).await.path.as_deref(), Some("/app"), "without the token");
     let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
     for part in ["ringfence_8501=", "HttpOnly", "Secure", "SameSite=Lax"] {
         assert!(cookie.contains(part), "{cookie}");

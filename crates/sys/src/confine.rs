@@ -126,6 +126,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_exit_group,
     libc::SYS_futex,
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_madvise,

@@ -1,0 +1,74 @@
+//! The example's own manifest, with its upstreams on this machine. Nothing else of it is changed.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use toml_edit::{DocumentMut, Item, Table, value};
+
+/// Where a granted host is played.
+pub struct Played {
+    /// The host, as the manifest names it.
+    pub host: &'static str,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+/// The text of an example's manifest.
+pub fn read(example: &Path) -> Result<String, String> {
+    let path = example.join("ringfence.toml");
+    std::fs::read_to_string(&path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))
+}
+
+/// The name of an example's agent.
+pub fn agent_of(example: &Path) -> Result<String, String> {
+    let document = parse(&read(example)?)?;
+    let name = document.get("agent").and_then(|agent| agent.get("name")).and_then(Item::as_str);
+    name.map(str::to_owned).ok_or_else(|| "the example's manifest has no name below `[agent]`".into())
+}
+
+/// The manifest with `connect_to` and `ca` in the grants of what is played.
+pub fn derive(text: &str, played: &[Played], ca: &Path) -> Result<String, String> {
+    let ca = ca.to_str().ok_or_else(|| format!("`{}` is not a text", ca.display()))?;
+    let mut document = parse(text)?;
+    for Played { host, address } in played {
+        let grants = document.get_mut("grant").and_then(Item::as_array_of_tables_mut);
+        let mut changed = 0;
+        for grant in grants.into_iter().flat_map(|grants| grants.iter_mut()).filter(|grant| names(grant, host)) {
+            grant.insert("connect_to", value(address.to_string()));
+            grant.insert("ca", value(ca));
+            changed += 1;
+        }
+        if changed == 0 {
+            return Err(format!("the example's manifest grants no `{host}`"));
+        }
+    }
+    Ok(document.to_string())
+}
+
+fn names(grant: &Table, host: &str) -> bool {
+    grant.get("host").and_then(Item::as_str) == Some(host)
+}
+
+fn parse(text: &str) -> Result<DocumentMut, String> {
+    text.parse().map_err(|e| format!("cannot read the example's manifest: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_grants_of_what_is_played_change() {
+        let text = "# mine\n[agent]\nname = \"a\"\n\n[[grant]]\nhost = \"x.example\"\nmethods = [\"GET\"]\n\n\
+                    [[grant]]\nhost = \"y.example\"\n\n[ingress]\nport = 8501\n";
+        let played = Played { host: "x.example", address: ([127, 0, 0, 1], 4433).into() };
+        let derived = derive(text, &[played], Path::new("/tmp/ca.pem")).unwrap();
+        let want = text.replace(
+            "methods = [\"GET\"]\n",
+            "methods = [\"GET\"]\nconnect_to = \"127.0.0.1:4433\"\nca = \"/tmp/ca.pem\"\n",
+        );
+        assert_eq!(derived, want);
+        let missing = Played { host: "z.example", address: ([127, 0, 0, 1], 4433).into() };
+        assert!(derive(text, &[missing], Path::new("/tmp/ca.pem")).is_err());
+    }
+}

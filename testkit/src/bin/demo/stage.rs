@@ -1,0 +1,165 @@
+//! The one folder that the demonstration writes to, and the process that plays the upstreams.
+
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getuid, kill_process};
+
+use crate::product::KEY_VARIABLE;
+use crate::upstreams::{self, Config, Ports, Seen};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The folder and the process.
+pub struct Stage {
+    folder: PathBuf,
+    upstreams: Mutex<Option<Child>>,
+}
+
+impl Stage {
+    /// Clears away what an earlier demonstration left, and makes the folder anew.
+    ///
+    /// Its name is always the same, so that a second demonstration finds and replaces the upstreams of the first.
+    pub fn prepare() -> Result<Self, String> {
+        let folder = std::env::temp_dir().join(format!("ringfence-demo-{}", getuid().as_raw()));
+        let shown = folder.display();
+        match fs::symlink_metadata(&folder) {
+            Ok(found) => {
+                // Anybody may write to the folder around it, so what is there may be somebody else's trap.
+                if !found.is_dir() || found.uid() != getuid().as_raw() || found.mode() & 0o077 != 0 {
+                    return Err(format!("`{shown}` is not a folder of yours alone; remove it"));
+                }
+                end_earlier(&folder)?;
+                remove(&folder);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("cannot look at `{shown}`: {error}")),
+        }
+        DirBuilder::new().mode(0o700).create(&folder).map_err(|e| format!("cannot make `{shown}`: {e}"))?;
+        Ok(Self { folder, upstreams: Mutex::new(None) })
+    }
+
+    /// The authority that the upstreams' certificates are from.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join(upstreams::CA)
+    }
+
+    /// Writes the manifest to start the agent by.
+    pub fn write_manifest(&self, text: &str) -> Result<PathBuf, String> {
+        let path = self.folder.join("ringfence.toml");
+        fs::write(&path, text).map_err(|e| format!("cannot write `{}`: {e}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Starts the upstreams and waits until they listen. `key` is the key that the model service takes; it is
+    /// handed over by a pipe, so that no list of processes shows it.
+    pub async fn serve(&self, config: &Config, key: &str) -> Result<Ports, String> {
+        let failed = |what: &str, why: &dyn std::fmt::Display| format!("cannot {what} the upstreams: {why}");
+        upstreams::write(&self.folder, upstreams::CONFIG, config)?;
+        let log = self.folder.join("upstreams.log");
+        let said = fs::File::create(&log).map_err(|e| failed("log", &e))?;
+        let program = std::env::current_exe().map_err(|e| failed("find", &e))?;
+        let mut child = Command::new(program)
+            .arg("serve-upstreams")
+            .arg(&self.folder)
+            .env_remove(KEY_VARIABLE)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(said)
+            .spawn()
+            .map_err(|e| failed("start", &e))?;
+        let told = child.stdin.as_mut().map(|stdin| writeln!(stdin, "{key}").and_then(|()| stdin.flush()));
+        *self.upstreams.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        told.transpose().map_err(|e| failed("tell", &e))?;
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE && !self.upstreams_ended() {
+            if let Ok(ports) = upstreams::read(&self.folder, upstreams::PORTS) {
+                return Ok(ports);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(failed("start", &fs::read_to_string(&log).unwrap_or_default().trim()))
+    }
+
+    /// What the upstreams saw so far.
+    pub fn seen(&self) -> Result<Seen, String> {
+        if self.upstreams_ended() {
+            return Err("the upstreams ended".into());
+        }
+        upstreams::read(&self.folder, upstreams::SEEN)
+    }
+
+    fn upstreams_ended(&self) -> bool {
+        let mut child = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Leaves the upstreams to themselves: they stay for as long as the agent does.
+    pub fn hand_over(self) {
+        // The end of their standard input tells them.
+        drop(self);
+    }
+
+    /// Ends the upstreams and removes the folder.
+    pub fn strike(self) {
+        let child = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = child {
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            if !wait(|| !matches!(child.try_wait(), Ok(None))) {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        remove(&self.folder);
+    }
+}
+
+/// Ends the upstreams of an earlier demonstration, if they are still there.
+fn end_earlier(folder: &Path) -> Result<(), String> {
+    let Some(pid) = fs::read_to_string(folder.join(upstreams::PID)).ok().and_then(|text| text.trim().parse().ok())
+    else {
+        return Ok(());
+    };
+    let Some(process) = Pid::from_raw(pid).filter(|_| plays(pid, folder)) else { return Ok(()) };
+    for signal in [Signal::TERM, Signal::KILL] {
+        let _ = kill_process(process, signal);
+        if wait(|| !plays(pid, folder)) {
+            return Ok(());
+        }
+    }
+    Err(format!("cannot end the upstreams of an earlier demonstration, process {pid}"))
+}
+
+/// Whether a process plays the upstreams of a folder. Numbers are used again, so the number alone says nothing.
+fn plays(pid: i32, folder: &Path) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    words.next() == Some(b"serve-upstreams") && words.next() == Some(folder.as_os_str().as_encoded_bytes())
+}
+
+fn wait(mut done: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    while !done() {
+        if started.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            crate::show::complain(&format!("cannot remove `{}`: {error}", folder.display()));
+        }
+        _ => {}
+    }
+}

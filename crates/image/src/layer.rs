@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn pax_lengths_count_themselves() {
-        for (value, want) in [("x".repeat(1), 9), ("x".repeat(90), 99), ("x".repeat(91), 101)] {
+        for (value, want) in [("x".to_owned(), 9), ("x".repeat(90), 99), ("x".repeat(91), 101)] {
             let mut out = Vec::new();
             pax_record(&mut out, "path", value.as_bytes());
             let text = String::from_utf8(out).unwrap();

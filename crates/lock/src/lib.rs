@@ -8,9 +8,18 @@
 
 pub mod declared;
 pub mod error;
+mod index;
 pub mod infer;
+mod install;
+mod lockfile;
 mod python;
+mod resolve;
+mod uv;
 
 pub use declared::{Declared, Requirement, Seen};
 pub use error::{InferError, LockError};
 pub use infer::{Inference, Options, look, requirements};
+pub use install::{InstallInput, install};
+pub use lockfile::{FILE_NAME, Lock, PythonPackage};
+pub use resolve::{LockInput, is_current, lock};
+pub use uv::{ENV_UV, Uv};

@@ -66,6 +66,7 @@ impl Runner for Fence {
             command.arg(if mount.writable { "--bind" } else { "--ro-bind" }).arg(&mount.source).arg(&mount.target);
         }
         command.args(["--remount-ro", "/", "--chdir"]).arg(&job.cwd);
+        command.args(["--setenv", "SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"]);
         for (name, value) in &job.env {
             command.args(["--setenv", name, value]);
         }

@@ -294,7 +294,7 @@ fn is_host(host: &str) -> bool {
     let plain = |l: &&str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let top = labels.last().copied().unwrap_or_default();
     labels.len() >= 2
-        && labels.iter().all(|l| plain(&l))
+        && labels.iter().all(plain)
         && top.len() >= 2
         && top.bytes().all(|b| b.is_ascii_alphabetic())
         && !PROSE.contains(&host)

@@ -52,6 +52,9 @@ fn entry(files: &[(&str, &str)]) -> String {
     format!("{}: {}", inference.kind.word(), inference.entry.join(" "))
 }
 
+/// Files of a folder: name and text.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
 const STREAMLIT: &str = "import streamlit as st\nst.title('x')\n";
 const FASTAPI: &str = "from fastapi import FastAPI\napp = FastAPI()\n";
 const FLASK: &str = "from flask import Flask\napp = Flask(__name__)\n";
@@ -59,7 +62,7 @@ const MAIN: &str = "def main(): pass\nif __name__ == '__main__':\n    main()\n";
 
 #[test]
 fn every_kind_is_found_and_started() {
-    let cases: &[(&[(&str, &str)], &str)] = &[
+    let cases: &[(Files<'_>, &str)] = &[
         (&[("app.py", STREAMLIT)], "streamlit: streamlit run app.py --server.port=8501 --server.address=127.0.0.1"),
         (
             &[("Home.py", STREAMLIT), ("pages/1_x.py", STREAMLIT), ("util.py", STREAMLIT)],
@@ -168,7 +171,7 @@ fn what_cannot_be_told_is_asked() {
 fn what_is_not_declared_is_added() {
     let added =
         |files: &[(&str, &str)]| -> Vec<String> { found(files).added.into_iter().map(|a| a.requirement).collect() };
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    let cases: &[(Files<'_>, &[&str])] = &[
         (&[("app.py", STREAMLIT)], &["streamlit"]),
         (&[("main.py", FASTAPI)], &["fastapi", "uvicorn"]),
         (&[("main.py", FASTAPI), ("requirements.txt", "fastapi[standard]\n")], &[]),

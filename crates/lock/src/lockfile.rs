@@ -1,0 +1,263 @@
+//! `pylock.toml`: the Python packages as PEP 751 has them, and in `[tool.ringfence]` the Debian packages and what the
+//! lock was made from.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+
+use ringfence_image::BasePlan;
+use ringfence_model::Digest;
+use ringfence_model::work::JobHost;
+use serde::Deserialize;
+use toml_edit::Value;
+
+use crate::error::{LockError, OnPath};
+use crate::index::host_of;
+
+/// The name of the lock in an agent's folder.
+pub const FILE_NAME: &str = "pylock.toml";
+const FORMAT: u64 = 1;
+const LIMIT: u64 = 64 << 20;
+
+/// A lock that was read or made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lock {
+    text: String,
+    inputs: Digest,
+    image_inputs: Digest,
+    base: BasePlan,
+    packages: Vec<PythonPackage>,
+    hosts: BTreeSet<JobHost>,
+}
+
+/// One locked Python package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PythonPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version, where it has one.
+    pub version: Option<String>,
+    /// Whether it has a wheel; else it is built from source.
+    pub has_wheel: bool,
+}
+
+#[derive(Deserialize)]
+struct Written {
+    #[serde(default)]
+    packages: Vec<WrittenPackage>,
+    tool: Option<WrittenTool>,
+}
+
+#[derive(Deserialize)]
+struct WrittenPackage {
+    name: String,
+    version: Option<String>,
+    #[serde(default)]
+    wheels: Vec<WrittenFile>,
+    sdist: Option<WrittenFile>,
+    archive: Option<WrittenFile>,
+    vcs: Option<toml::Table>,
+    directory: Option<toml::Table>,
+}
+
+#[derive(Deserialize)]
+struct WrittenFile {
+    url: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WrittenTool {
+    ringfence: Option<WrittenOurs>,
+}
+
+#[derive(Deserialize)]
+struct WrittenOurs {
+    format: u64,
+    inputs: Digest,
+    image: Digest,
+    base: BasePlan,
+}
+
+fn unusable(why: impl Into<String>) -> LockError {
+    LockError::Unusable { file: FILE_NAME, why: why.into() }
+}
+
+impl Lock {
+    /// Reads the lock of a folder; `None` if there is none, or none of ours.
+    ///
+    /// # Errors
+    /// [`LockError::Unusable`] if it does not parse.
+    pub fn read(folder: &Path) -> Result<Option<Self>, LockError> {
+        let path = folder.join(FILE_NAME);
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).on("look at", &path),
+            Ok(meta) if meta.len() > LIMIT => return Err(unusable("it is too large")),
+            Ok(_) => {}
+        }
+        let text = std::fs::read_to_string(&path).on("read", &path)?;
+        Self::parse(text)
+    }
+
+    fn parse(text: String) -> Result<Option<Self>, LockError> {
+        let written: Written = toml::from_str(&text).map_err(|e| unusable(e.message()))?;
+        let Some(ours) = written.tool.and_then(|t| t.ringfence) else { return Ok(None) };
+        if ours.format != FORMAT {
+            return Err(unusable(format!("it has format {}, and this version reads {FORMAT}", ours.format)));
+        }
+        let mut hosts = BTreeSet::new();
+        let mut packages = Vec::new();
+        for package in written.packages {
+            if package.vcs.is_some() || package.directory.is_some() {
+                return Err(unusable(format!("package `{}` comes from no released file", package.name)));
+            }
+            let has_wheel = !package.wheels.is_empty() || package.archive.is_some();
+            let files = package.wheels.iter().chain(&package.sdist).chain(&package.archive);
+            hosts.extend(files.filter_map(|f| host_of(f.url.as_deref()?)));
+            packages.push(PythonPackage { name: package.name, version: package.version, has_wheel });
+        }
+        Ok(Some(Self { inputs: ours.inputs, image_inputs: ours.image, base: ours.base, packages, hosts, text }))
+    }
+
+    /// Makes a lock of what `uv` wrote.
+    pub(crate) fn make(pylock: &str, inputs: Digest, image: Digest, base: &BasePlan) -> Result<Self, LockError> {
+        let mut text =
+            String::from("# Pins every package of this agent's image. Written by `ringfence lock`; do not edit.\n");
+        text.push_str(pylock.trim_end());
+        text.push_str("\n\n[tool.ringfence]\n");
+        let _ =
+            write!(text, "format = {FORMAT}\ninputs = \"{inputs}\"\nimage = \"{image}\"\n\n[tool.ringfence.base]\n");
+        for (key, value) in [("suite", &base.suite), ("architecture", &base.architecture), ("python", &base.python)] {
+            let _ = writeln!(text, "{key} = {}", quoted(value));
+        }
+        if let Some(mirror) = &base.mirror {
+            let _ = writeln!(text, "mirror = {}", quoted(mirror));
+        }
+        text.push_str("package = [\n");
+        for p in &base.packages {
+            let archive = serde_json::to_value(p.archive).ok().and_then(|v| v.as_str().map(str::to_owned));
+            let _ = writeln!(
+                text,
+                "    {{ name = {}, version = {}, architecture = {}, archive = {}, path = {}, size = {}, sha256 = \"{}\" }},",
+                quoted(&p.name),
+                quoted(&p.version),
+                quoted(&p.architecture),
+                quoted(&archive.unwrap_or_default()),
+                quoted(&p.path),
+                p.size,
+                p.sha256
+            );
+        }
+        text.push_str("]\n");
+        Self::parse(text)?.ok_or_else(|| unusable("the resolver wrote none"))
+    }
+
+    /// Writes the lock into a folder, whole or not at all.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), LockError> {
+        let path = folder.join(FILE_NAME);
+        let mut file = tempfile::NamedTempFile::new_in(folder).on("make file in", folder)?;
+        std::io::Write::write_all(&mut file, self.text.as_bytes()).on("write", &path)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file().set_permissions(mode).on("set mode of", &path)?;
+        file.persist(&path).map_err(|e| e.error).on("write", &path)?;
+        Ok(())
+    }
+
+    /// The text of the file.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The lock's name by content.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+
+    /// The Debian packages.
+    #[must_use]
+    pub const fn base(&self) -> &BasePlan {
+        &self.base
+    }
+
+    /// The Python packages.
+    #[must_use]
+    pub fn packages(&self) -> &[PythonPackage] {
+        &self.packages
+    }
+
+    /// Digest of what the lock was made from.
+    #[must_use]
+    pub const fn inputs(&self) -> &Digest {
+        &self.inputs
+    }
+
+    pub(crate) const fn image_inputs(&self) -> &Digest {
+        &self.image_inputs
+    }
+
+    /// Hosts of the locked files.
+    pub(crate) const fn hosts(&self) -> &BTreeSet<JobHost> {
+        &self.hosts
+    }
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfence_image::LockedPackage;
+    use ringfence_image::debian::Archive;
+
+    use super::*;
+
+    fn plan() -> BasePlan {
+        BasePlan {
+            suite: "bookworm".into(),
+            architecture: "amd64".into(),
+            python: "3.11".into(),
+            mirror: Some("http://m.example/debian".into()),
+            packages: vec![LockedPackage {
+                name: "libc6".into(),
+                version: "2.36-9+deb12u1".into(),
+                architecture: "amd64".into(),
+                archive: Archive::Security,
+                path: "pool/g/libc6.deb".into(),
+                size: 7,
+                sha256: Digest::of(b"libc6"),
+            }],
+        }
+    }
+
+    const PYLOCK: &str = "lock-version = \"1.0\"\ncreated-by = \"uv\"\n\n[[packages]]\nname = \"six\"\nversion = \"1\"\nwheels = \
+                          [{ url = \"https://f.example/six.whl\", hashes = { sha256 = \"aa\" } }]\n\n[[packages]]\nname = \
+                          \"old\"\nversion = \"2\"\nsdist = { url = \"https://g.example/old.tar.gz\", hashes = {} }\n";
+
+    #[test]
+    fn a_lock_reads_as_it_was_written() {
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), &plan()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        lock.write(home.path()).unwrap();
+        let read = Lock::read(home.path()).unwrap().unwrap();
+        assert_eq!(read, lock);
+        assert_eq!(read.base(), &plan());
+        assert_eq!(read.packages().iter().map(|p| p.has_wheel).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(read.hosts().len(), 2);
+    }
+
+    #[test]
+    fn other_locks_are_told_apart() {
+        let home = tempfile::tempdir().unwrap();
+        assert!(Lock::read(home.path()).unwrap().is_none());
+        assert!(Lock::parse(PYLOCK.into()).unwrap().is_none(), "a lock of another tool");
+        assert!(matches!(Lock::parse("[[".into()), Err(LockError::Unusable { .. })));
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), &plan()).unwrap();
+        let newer = lock.text().replace("format = 1", "format = 2");
+        assert!(matches!(Lock::parse(newer), Err(LockError::Unusable { .. })));
+        let vcs = format!("{PYLOCK}[[packages]]\nname = \"v\"\nvcs = {{ type = \"git\" }}\n");
+        assert!(Lock::make(&vcs, Digest::of(b"i"), Digest::of(b"g"), &plan()).is_err());
+    }
+}

@@ -167,8 +167,6 @@ pub struct UpRequest {
     pub ca_files: BTreeMap<String, String>,
     /// Secrets that the caller fetched, by credential.
     pub secrets: BTreeMap<String, SecretText>,
-    /// Package index settings of the caller's environment.
-    pub index_env: BTreeMap<String, String>,
     /// Replace a running agent of the same name.
     pub replace: bool,
 }

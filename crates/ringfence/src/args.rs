@@ -1,0 +1,296 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as Group, Parser, Subcommand};
+use ringfence_model::AgentName;
+use ringfence_model::manifest::Kind;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done · 1 Ringfence itself failed · 2 what was asked for cannot be · 3 the host lacks something
+            4 somebody else failed (mirror, index, upstream); trying again may help · 5 a check did not pass
+            130 called off with Ctrl-C · `exec` gives the command's own code
+Environment: RINGFENCE_STATE, RINGFENCE_RUN, RINGFENCE_POLICIES, RINGFENCE_UV, NO_COLOR";
+
+/// Takes an AI agent from a source folder to production, and keeps it inside a fence there.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Look at a folder and write its manifest, `ringfence.toml`.
+    #[command(after_help = "Example:\n  ringfence init examples/analyst")]
+    Init(Init),
+    /// Lock, build, start and validate the agent in a folder.
+    #[command(after_help = "Example:\n  OPENAI_API_KEY=sk-… ringfence up examples/analyst")]
+    Up(Up),
+    /// Lock and build the agent in a folder, without starting it.
+    #[command(after_help = "Example:\n  ringfence build examples/analyst")]
+    Build(Build),
+    /// List agents.
+    #[command(after_help = "Example:\n  ringfence ps --json | jq '.[].agent'")]
+    Ps(Json),
+    /// Show what an agent printed.
+    #[command(after_help = "Example:\n  ringfence logs analyst --follow")]
+    Logs(Logs),
+    /// Show the audit log, or prove it whole with `audit verify`.
+    #[command(
+        after_help = "Examples:\n  ringfence audit analyst --follow\n  ringfence audit verify",
+        args_conflicts_with_subcommands = true
+    )]
+    Audit(Audit),
+    /// Explain one entry of the audit log.
+    #[command(after_help = "Example:\n  ringfence explain 42")]
+    Explain(Explain),
+    /// Run a command inside an agent's sandbox.
+    #[command(after_help = "Example:\n  ringfence exec analyst -- python3 -c 'import os; print(os.environ)'")]
+    Exec(Exec),
+    /// Stop an agent; it keeps its image and its state.
+    #[command(after_help = "Example:\n  ringfence stop analyst")]
+    Stop(Stop),
+    /// Start an agent that was stopped.
+    #[command(after_help = "Example:\n  ringfence start analyst")]
+    Start(Named),
+    /// Hold every process of an agent where it is.
+    #[command(after_help = "Example:\n  ringfence freeze analyst")]
+    Freeze(Named),
+    /// Let a frozen agent run on.
+    #[command(after_help = "Example:\n  ringfence resume analyst")]
+    Resume(Named),
+    /// Stop an agent and forget it, with its state.
+    #[command(after_help = "Example:\n  ringfence down analyst")]
+    Down(Down),
+    /// Say what this host can and cannot enforce.
+    #[command(after_help = "Example:\n  ringfence host", visible_alias = "doctor-host")]
+    Host(Json),
+    /// Run the supervisor in the foreground.
+    #[command(after_help = "Example:\n  ringfence serve")]
+    Serve(Serve),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  ringfence completions bash > /etc/bash_completion.d/ringfence")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Output for scripts.
+#[derive(Clone, Copy, Debug, Group)]
+pub struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `init`
+#[derive(Debug, Group)]
+pub struct Init {
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// The program that is the agent: `app.py` or `module:object`.
+    #[arg(long, value_name = "FILE")]
+    pub entry: Option<String>,
+    /// What kind of program it is.
+    #[arg(long, value_parser = kind)]
+    pub kind: Option<Kind>,
+    /// The agent's name.
+    #[arg(long)]
+    pub name: Option<AgentName>,
+    /// The port that it listens on.
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Write over a manifest that is there.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `up`
+#[derive(Debug, Group)]
+pub struct Up {
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Another manifest than the folder's own.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Replace an agent of the same name that runs.
+    #[arg(long)]
+    pub replace: bool,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `build`
+#[derive(Debug, Group)]
+pub struct Build {
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Another manifest than the folder's own.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// A verb on one agent.
+#[derive(Debug, Group)]
+pub struct Named {
+    /// Which agent.
+    pub agent: AgentName,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `logs`
+#[derive(Debug, Group)]
+pub struct Logs {
+    /// Which agent.
+    pub agent: AgentName,
+    /// Go on with what comes.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last N lines.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `audit`
+#[derive(Debug, Group)]
+pub struct Audit {
+    /// What else.
+    #[command(subcommand)]
+    pub verb: Option<AuditVerb>,
+    /// Only entries about this agent.
+    pub agent: Option<AgentName>,
+    /// Go on with what comes.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last N entries.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+    /// From this entry on.
+    #[arg(long, default_value_t = 0, value_name = "ENTRY")]
+    pub from: u64,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `audit …`
+#[derive(Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Prove the log whole: every entry, every hash, the signature.
+    #[command(
+        after_help = "Examples:\n  ringfence audit verify\n  ringfence audit verify --log /backup/audit --key /backup/audit.pub"
+    )]
+    Verify(Verify),
+}
+
+/// `audit verify`
+#[derive(Debug, Group)]
+pub struct Verify {
+    /// Verify the log in this folder, without a supervisor.
+    #[arg(long, value_name = "FOLDER", requires = "key")]
+    pub log: Option<PathBuf>,
+    /// The file with the log's public key.
+    #[arg(long, value_name = "FILE", requires = "log")]
+    pub key: Option<PathBuf>,
+    /// The least number of entries that there must be.
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "log")]
+    pub at_least: u64,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `explain`
+#[derive(Debug, Group)]
+pub struct Explain {
+    /// The entry's number, as `audit` shows it.
+    pub entry: u64,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `exec`
+#[derive(Debug, Group)]
+pub struct Exec {
+    /// Which agent.
+    pub agent: AgentName,
+    /// The command; `--` before it.
+    #[arg(last = true, required = true)]
+    pub argv: Vec<String>,
+    /// Pass this command's standard input on, up to 4 MiB.
+    #[arg(long, short)]
+    pub input: bool,
+}
+
+/// `stop`
+#[derive(Debug, Group)]
+pub struct Stop {
+    /// Which agent.
+    pub agent: AgentName,
+    /// Seconds that it may take to end by itself.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub grace: u64,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `down`
+#[derive(Debug, Group)]
+pub struct Down {
+    /// Which agent.
+    #[arg(required_unless_present = "all")]
+    pub agent: Option<AgentName>,
+    /// Every agent.
+    #[arg(long, conflicts_with = "agent")]
+    pub all: bool,
+    /// Keep `/state` for a later agent of the same name.
+    #[arg(long)]
+    pub keep_state: bool,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `serve`
+#[derive(Debug, Group)]
+pub struct Serve {
+    /// End the supervisor that runs; agents run on.
+    #[arg(long)]
+    pub stop: bool,
+    /// End by itself when nothing is left to do.
+    #[arg(long, hide = true)]
+    pub on_demand: bool,
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    serde_json::from_value(text.into()).map_err(|_| "one of asgi, chainlit, gradio, script, streamlit, wsgi".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_verb_has_an_example() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for verb in command.get_subcommands() {
+            let after = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(after.contains("Example"), "`{}` has no example", verb.get_name());
+            assert!(after.contains(&format!("ringfence {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+}

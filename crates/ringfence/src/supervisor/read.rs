@@ -1,0 +1,290 @@
+//! The verbs that read: logs, audit entries, explanations; and `exec`, which reads what a command says.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use ringfence_audit::{CallIntent, Direction, Entry, Event, Outcome, log};
+use ringfence_fleet::Sink;
+use ringfence_fleet::api::{AuditLine, AuditRequest, ExecEvent, ExecRequest, Explanation, LogLine, LogsRequest};
+use ringfence_model::{AgentName, Fault, Manifest, Report};
+use ringfence_sandbox::control::{self, Shim};
+
+/// How many entries are read in one go.
+const PORTION: u64 = 1024;
+
+pub(super) async fn logs(
+    path: &Path,
+    request: &LogsRequest,
+    sink: &Sink<LogLine>,
+    lives: impl Fn() -> bool,
+) -> Result<(), Report> {
+    let mut lines: Vec<LogLine> = Vec::new();
+    for file in [path.with_extension("log.1"), path.to_path_buf()] {
+        for line in fs::read_to_string(file).unwrap_or_default().lines() {
+            if let Ok(line) = serde_json::from_str(line) {
+                lines.push(line);
+            }
+        }
+    }
+    let mut offset = fs::metadata(path).map_or(0, |m| m.len());
+    let skip = request.tail.map_or(0, |tail| lines.len().saturating_sub(tail));
+    for line in lines.iter().skip(skip) {
+        if !sink.send(line).await {
+            return Ok(());
+        }
+    }
+    while request.follow && !sink.is_closed() {
+        let living = lives();
+        if let Ok(mut file) = File::open(path) {
+            let end = file.metadata().map_or(0, |m| m.len());
+            if end < offset {
+                offset = 0; // it was put aside and begun anew
+            }
+            if end > offset && file.seek(SeekFrom::Start(offset)).is_ok() {
+                let mut reader = BufReader::new(file.take(end - offset));
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
+                    offset += line.len() as u64;
+                    if let Ok(line) = serde_json::from_str::<LogLine>(&line)
+                        && !sink.send(&line).await
+                    {
+                        return Ok(());
+                    }
+                    line.clear();
+                }
+            }
+        }
+        if !living {
+            break;
+        }
+        tokio::select! {
+            () = sink.closed() => break,
+            () = tokio::time::sleep(Duration::from_millis(150)) => {}
+        }
+    }
+    Ok(())
+}
+
+fn broken(what: &str, why: &dyn std::error::Error) -> Report {
+    Report::new("audit.file", Fault::Us, format!("cannot read {what}"))
+        .because(why)
+        .hint("run `ringfence audit verify`")
+}
+
+fn portion(folder: &Path, size: u64, from: u64, to: u64) -> Result<Vec<AuditLine>, Report> {
+    let entries = log::read_range(folder, size, from, to).map_err(|e| broken("the audit log", &e))?;
+    (from..)
+        .zip(entries)
+        .map(|(index, bytes)| {
+            serde_json::from_slice::<Entry>(&bytes)
+                .map(|entry| AuditLine { index, entry })
+                .map_err(|e| broken(&format!("entry {index}"), &e))
+        })
+        .collect()
+}
+
+/// Whether an entry is about `agent`: it says so, or an operator's verb names it.
+fn is_about(line: &AuditLine, agent: &AgentName) -> bool {
+    line.entry.agent.as_ref() == Some(agent)
+        || matches!(&line.entry.event, Event::Operator { facts, .. }
+            if facts.get("agent").and_then(serde_json::Value::as_str) == Some(agent.as_str()))
+}
+
+pub(super) async fn audit(
+    folder: &Path,
+    mut grown: tokio::sync::watch::Receiver<u64>,
+    request: &AuditRequest,
+    sink: &Sink<AuditLine>,
+) -> Result<(), Report> {
+    let mut size = log::size_on_disk(folder);
+    let wanted = |line: &AuditLine| request.agent.as_ref().is_none_or(|agent| is_about(line, agent));
+    let mut at = request.from;
+    if let Some(tail) = request.tail {
+        // Walk back until enough are found.
+        let mut found = 0;
+        at = size;
+        while at > request.from && found < tail {
+            let from = at.saturating_sub(PORTION).max(request.from);
+            for line in portion(folder, size, from, at)?.iter().rev() {
+                at = line.index;
+                if wanted(line) {
+                    found += 1;
+                    if found == tail {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    loop {
+        while at < size {
+            let to = (at + PORTION).min(size);
+            for line in portion(folder, size, at, to)? {
+                if wanted(&line) && !sink.send(&line).await {
+                    return Ok(());
+                }
+            }
+            at = to;
+        }
+        if !request.follow {
+            return Ok(());
+        }
+        tokio::select! {
+            () = sink.closed() => return Ok(()),
+            changed = grown.changed() => if changed.is_err() { return Ok(()) },
+        }
+        size = log::size_on_disk(folder);
+    }
+}
+
+pub(super) fn explain(
+    folder: &Path,
+    size: u64,
+    number: u64,
+    manifest_of: &dyn Fn(&AgentName) -> Option<Manifest>,
+) -> Result<Explanation, Report> {
+    if number >= size {
+        return Err(Report::new("audit.no_entry", Fault::Caller, format!("the audit log has no entry {number}"))
+            .hint(format!("it holds entries 0 to {}", size.saturating_sub(1))));
+    }
+    let line = portion(folder, size, number, number + 1)?
+        .pop()
+        .ok_or_else(|| Report::new("audit.no_entry", Fault::Us, format!("entry {number} is missing")))?;
+    let mut text = Vec::new();
+    let mut outcome = None;
+    let mut grant = None;
+    match &line.entry.event {
+        Event::CallIntent(call) => {
+            outcome = find_outcome(folder, size, number, call)?;
+            explain_call(&line, call, &mut text);
+            if call.decision == Outcome::Deny && call.direction == Direction::Egress {
+                let manifest = line.entry.agent.as_ref().and_then(manifest_of);
+                grant = suggestion(call, manifest.as_ref());
+            }
+        }
+        Event::DnsQuery { name, rtype, decision, reason } => {
+            text.push(format!("The agent asked for the {rtype} address of `{name}`."));
+            text.push(match decision {
+                Outcome::Allow => "A grant could cover that name, so the gate answered with an address of its own. No query left this host.".into(),
+                Outcome::Deny => format!("It was refused ({reason}), and no query left this host: names that no grant covers do not resolve, so they carry nothing out."),
+            });
+        }
+        Event::UdpDrop { destination, bytes, count } => text.push(format!(
+            "The agent sent {count} datagram(s), {bytes} bytes, to {destination}. Datagrams other than name queries are dropped, always."
+        )),
+        Event::Sandbox { action, .. } => text.push(format!("The sandbox went through `{action}`.")),
+        Event::Operator { action, by, result, .. } => {
+            text.push(format!("{by} ran `{action}`, which ended with `{result}`."));
+        }
+        Event::Probe { name, held, detail } => text.push(format!(
+            "The probe `{name}` {}: {detail}.",
+            if *held { "held" } else { "did not hold" }
+        )),
+        Event::CallOutcome(done) => text.push(format!("This is how call {} ended.", done.call)),
+    }
+    Ok(Explanation { line, outcome, text, grant })
+}
+
+fn explain_call(line: &AuditLine, call: &CallIntent, text: &mut Vec<String>) {
+    let agent = line.entry.agent.as_ref().map_or_else(|| "the agent".to_owned(), |a| format!("agent `{a}`"));
+    let what = match (&call.method, &call.path) {
+        (Some(method), Some(path)) => format!("{method} {path} at {}:{}", call.host, call.port),
+        _ => format!("a connection to {}:{}", call.host, call.port),
+    };
+    text.push(match call.direction {
+        Direction::Egress => format!("{agent} tried {what} by {}.", call.protocol),
+        Direction::Ingress => format!("Somebody asked {agent} for {what}."),
+    });
+    let verdict = match call.decision {
+        Outcome::Allow => "allowed",
+        Outcome::Deny => "denied",
+    };
+    text.push(format!("It was {verdict}: {}.", call.why.trim_end_matches('.')));
+    if call.rules.is_empty() {
+        text.push("No rule allowed it; what no rule allows is denied.".into());
+    } else {
+        text.push(format!("Rules that decided: {}.", call.rules.join(", ")));
+    }
+    if let Some(credential) = &call.credential {
+        text.push(format!("The gate put credential `{credential}` into the call; the agent never held it."));
+    }
+    if call.trust.as_deref() == Some("untrusted") {
+        text.push("What came back was written by strangers and labels the session so.".into());
+    }
+}
+
+fn find_outcome(folder: &Path, size: u64, from: u64, call: &CallIntent) -> Result<Option<AuditLine>, Report> {
+    let mut at = from + 1;
+    // A call's outcome lies close behind it; a long stream's may lie further.
+    let end = size.min(from + 64 * PORTION);
+    while at < end {
+        let to = (at + PORTION).min(end);
+        for line in portion(folder, size, at, to)? {
+            if matches!(&line.entry.event, Event::CallOutcome(done) if done.call == call.call) {
+                return Ok(Some(line));
+            }
+        }
+        at = to;
+    }
+    Ok(None)
+}
+
+/// The grant that would allow a denied call, as TOML, if a grant could.
+fn suggestion(call: &CallIntent, manifest: Option<&Manifest>) -> Option<String> {
+    let grantable = ["no_grant", "no_match", "model", "method", "path"];
+    if !grantable.iter().any(|g| call.reason.contains(g)) {
+        return None;
+    }
+    let mut text = format!("[[grant]]\nhost = \"{}\"\n", call.host);
+    if call.port != 443 {
+        text.push_str(&format!("port = {}\n", call.port));
+    }
+    if let Some(method) = &call.method {
+        text.push_str(&format!("methods = [\"{method}\"]\n"));
+    }
+    if let Some(path) = &call.path {
+        text.push_str(&format!("paths = [\"{path}\"]\n"));
+    }
+    let own = manifest.is_some_and(|m| m.grants.iter().any(|g| g.host.to_string() == call.host));
+    own.then(|| text.insert_str(0, "# or widen the grant that the manifest has for this host\n"));
+    Some(text)
+}
+
+pub(super) async fn exec(shim: Shim, request: ExecRequest, sink: Sink<ExecEvent>) -> Result<(), Report> {
+    let failed = |what: &str, why: &dyn std::error::Error| {
+        Report::new("exec.step", Fault::Us, format!("cannot {what}")).because(why)
+    };
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe", &e));
+    let ((in_reader, in_writer), (out_reader, out_writer), (err_reader, err_writer)) = (pipe()?, pipe()?, pipe()?);
+    let argv = request.argv.clone();
+    let run =
+        tokio::task::spawn_blocking(move || control::exec(&shim, &argv, &[], [in_reader, out_writer, err_writer]));
+    let stdin = request.stdin;
+    let feed = tokio::task::spawn_blocking(move || {
+        use std::io::Write;
+        let _ = File::from(in_writer).write_all(&stdin);
+    });
+    let pump = |reader: OwnedFd, wrap: fn(Vec<u8>) -> ExecEvent| {
+        let sink = sink.clone();
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let mut reader = File::from(reader);
+            let mut chunk = vec![0; 16 << 10];
+            while let Ok(n) = reader.read(&mut chunk) {
+                let part = chunk.get(..n).unwrap_or_default().to_vec();
+                if n == 0 || !handle.block_on(sink.send(&wrap(part))) {
+                    break;
+                }
+            }
+        })
+    };
+    let (out, err) = (pump(out_reader, ExecEvent::Out), pump(err_reader, ExecEvent::Err));
+    let code = run.await.map_err(|e| failed("wait for the command", &e))??;
+    let _ = tokio::join!(out, err);
+    feed.abort();
+    sink.send(&ExecEvent::Exit(code)).await;
+    Ok(())
+}

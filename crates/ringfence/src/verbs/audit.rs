@@ -1,0 +1,151 @@
+//! `ringfence audit` and `ringfence audit verify`
+
+use std::process::ExitCode;
+
+use ringfence_audit::{CallIntent, Direction, Event, Outcome, Verifier};
+use ringfence_fleet::api::{AuditLine, AuditRequest, Nothing, VerifyAnswer};
+use ringfence_model::{Fault, Report};
+
+use super::NOT_PASSED;
+use crate::args::{Audit, AuditVerb, Verify};
+use crate::connect;
+use crate::print::{self, Ink};
+
+pub async fn run(args: Audit) -> Result<ExitCode, Report> {
+    if let Some(AuditVerb::Verify(verify)) = args.verb {
+        return self::verify(verify).await;
+    }
+    let request = AuditRequest { agent: args.agent, follow: args.follow, from: args.from, tail: args.tail };
+    let client = connect::client_or_start().await?;
+    client
+        .audit(&request, |line| {
+            if args.output.json {
+                print::json_line(&line);
+            } else {
+                print::line(&show(&line));
+            }
+            true
+        })
+        .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One entry on one line.
+fn show(line: &AuditLine) -> String {
+    let entry = &line.entry;
+    let agent = entry.agent.as_ref().map_or("-", |a| a.as_str());
+    let (ink, word, text) = match &entry.event {
+        Event::CallIntent(call) => {
+            let (ink, word) = verdict(call.decision);
+            (ink, word, call_text(call))
+        }
+        Event::CallOutcome(done) => {
+            let status = done.status.map_or_else(|| "no answer".into(), |s| s.to_string());
+            let mut text = format!(
+                "  \u{2514} {status}, {} B up, {} B down, {:.1} ms",
+                done.bytes_up,
+                done.bytes_down,
+                std::time::Duration::from_micros(done.duration_us).as_secs_f64() * 1000.0
+            );
+            if let Some(error) = &done.error {
+                text.push_str(&format!(", {error}"));
+            }
+            if !done.findings.is_empty() {
+                text.push_str(&format!("  [{}]", done.findings.join(", ")));
+            }
+            (Ink::Dim, "done", text)
+        }
+        Event::DnsQuery { name, rtype, decision, reason } => {
+            let (ink, word) = verdict(*decision);
+            (ink, word, format!("name {name} {rtype} ({reason})"))
+        }
+        Event::UdpDrop { destination, bytes, count } => {
+            (Ink::Bad, "drop", format!("{count} datagram(s) to {destination}, {bytes} bytes"))
+        }
+        Event::Sandbox { action, facts } => {
+            let code = facts.get("code").map(|c| format!(", code {c}")).unwrap_or_default();
+            (Ink::Dim, "life", format!("sandbox {action}{code}"))
+        }
+        Event::Operator { action, by, result, .. } => (Ink::Dim, "oper", format!("{by} {action}: {result}")),
+        Event::Probe { name, held, detail } => {
+            let (ink, word) = if *held { (Ink::Good, "held") } else { (Ink::Bad, "open") };
+            (ink, word, format!("probe {name}: {detail}"))
+        }
+    };
+    let time = entry.time.to_string();
+    let clock = time.get(11..23).unwrap_or(&time);
+    format!(
+        "{:>6}  {}  {:<12} {}  {}",
+        line.index,
+        print::paint(Ink::Dim, clock),
+        print::safe(agent),
+        print::paint(ink, word),
+        print::safe(&text)
+    )
+}
+
+const fn verdict(decision: Outcome) -> (Ink, &'static str) {
+    match decision {
+        Outcome::Allow => (Ink::Good, "pass"),
+        Outcome::Deny => (Ink::Bad, "DENY"),
+    }
+}
+
+fn call_text(call: &CallIntent) -> String {
+    let arrow = match call.direction {
+        Direction::Egress => "\u{2192}",
+        Direction::Ingress => "\u{2190}",
+    };
+    let what = match (&call.method, &call.path) {
+        (Some(method), Some(path)) => format!("{method} {}:{}{path}", call.host, call.port),
+        _ => format!("{}:{} by {}", call.host, call.port, call.protocol),
+    };
+    let credential = call.credential.as_ref().map(|c| format!(", credential {c}")).unwrap_or_default();
+    format!("{arrow} {what}  ({}{credential})", call.reason)
+}
+
+async fn verify(args: Verify) -> Result<ExitCode, Report> {
+    let answer = match (&args.log, &args.key) {
+        (Some(log), Some(key)) => {
+            let text = std::fs::read_to_string(key).map_err(|e| {
+                Report::new("audit.key", Fault::Caller, format!("cannot read the key `{}`", key.display())).because(&e)
+            })?;
+            let verifier = Verifier::from_text(&text).ok_or_else(|| {
+                Report::new("audit.key", Fault::Caller, format!("`{}` holds no key of a log", key.display()))
+                    .hint("it is one line of the form `name+id+base64`, as in `audit.pub` of the supervisor's state")
+            })?;
+            if !log.is_dir() {
+                return Err(Report::new(
+                    "audit.missing",
+                    Fault::Caller,
+                    format!("there is no log in `{}`", log.display()),
+                ));
+            }
+            VerifyAnswer {
+                verification: ringfence_audit::verify(log, &verifier, args.at_least),
+                checkpoint: std::fs::read_to_string(log.join("checkpoint")).unwrap_or_default(),
+                key: verifier.to_text(),
+            }
+        }
+        _ => connect::client_or_start().await?.verify(&Nothing {}).await?,
+    };
+    let verdict = &answer.verification;
+    if args.output.json {
+        print::json(&answer);
+    } else if verdict.whole {
+        print::line(&format!(
+            "{} the audit log is whole: {} entries, root {}",
+            print::paint(Ink::Good, "\u{2713}"),
+            verdict.size,
+            verdict.root
+        ));
+        print::line(&print::paint(Ink::Dim, &format!("  signed by {}", answer.key)));
+    } else {
+        print::line(&format!("{} the audit log is NOT whole", print::paint(Ink::Bad, "\u{2717}")));
+        if let Some(problem) = &verdict.problem {
+            let place = problem.entry.map_or_else(String::new, |e| format!("entry {e}: "));
+            print::line(&format!("  {place}{}", print::safe(&problem.what)));
+        }
+    }
+    Ok(ExitCode::from(if verdict.whole { 0 } else { NOT_PASSED }))
+}

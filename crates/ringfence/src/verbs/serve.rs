@@ -1,0 +1,31 @@
+//! `ringfence serve`
+
+use std::process::ExitCode;
+
+use ringfence_fleet::api::Nothing;
+use ringfence_model::Report;
+
+use crate::args::Serve;
+use crate::paths::Paths;
+use crate::supervisor::{self, Options};
+use crate::{connect, print};
+
+pub fn run(args: Serve) -> Result<ExitCode, Report> {
+    if args.stop {
+        return super::block_on(async {
+            let client = connect::client();
+            if !client.is_there().await {
+                print::line("no supervisor runs");
+                return Ok(ExitCode::SUCCESS);
+            }
+            client.shutdown(&Nothing {}).await?;
+            while client.is_there().await {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            print::line("the supervisor ended; agents run on");
+            Ok(ExitCode::SUCCESS)
+        });
+    }
+    supervisor::serve(Paths::from_env(), Options { on_demand: args.on_demand })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,132 @@
+//! `ringfence up`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ringfence_fleet::api::{UpEvent, UpReport, UpRequest};
+use ringfence_model::manifest::{FILE_NAME, ManifestFile};
+use ringfence_model::{Fault, Manifest, Report};
+
+use crate::args::Up;
+use crate::connect;
+use crate::print::{self, Ink, Steps};
+
+pub async fn run(args: Up) -> Result<ExitCode, Report> {
+    let mut request = request(&args.folder, args.manifest.as_deref())?;
+    request.replace = args.replace;
+    let client = connect::client_or_start().await?;
+    let mut steps = Steps::new();
+    let mut up = None;
+    let result = client
+        .up(&request, |event| {
+            take(event, &mut steps, &mut up);
+            true
+        })
+        .await;
+    finish(result, steps, up, args.output.json)
+}
+
+/// Takes in one event of a start.
+pub fn take(event: UpEvent, steps: &mut Steps, up: &mut Option<UpReport>) {
+    match event {
+        UpEvent::Step(step) => steps.take(&step),
+        UpEvent::Up(report) => *up = Some(*report),
+        UpEvent::Built { .. } => {}
+    }
+}
+
+/// Shows how a start ended.
+pub fn finish(result: Result<(), Report>, steps: Steps, up: Option<UpReport>, json: bool) -> Result<ExitCode, Report> {
+    if let Err(report) = result {
+        steps.failed();
+        return Err(report);
+    }
+    steps.done();
+    let Some(up) = up else {
+        return Err(Report::new("supervisor.lost", Fault::Us, "the supervisor ended without a report"));
+    };
+    if json {
+        print::json(&up);
+    } else {
+        show(&up);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(up: &UpReport) {
+    let held = up.probes.iter().filter(|p| p.held).count();
+    print::line(&format!(
+        "{} {} is up",
+        print::paint(Ink::Good, "\u{2713}"),
+        print::paint(Ink::Bold, up.agent.as_str())
+    ));
+    print::line(&format!("  image    {}", up.image));
+    print::line(&format!("  sandbox  {}", up.sandbox));
+    print::line(&format!("  probes   {held} of {} held", up.probes.len()));
+    for probe in up.probes.iter().filter(|p| !p.held) {
+        print::line(&format!("           {} {}: {}", print::paint(Ink::Bad, "open"), probe.barrier, probe.detail));
+    }
+    for given_up in &up.danger {
+        print::line(&format!("  {}   given up in the manifest: {given_up}", print::paint(Ink::Warn, "danger")));
+    }
+    if let Some(url) = &up.url {
+        print::line(&format!("  open     {}", print::paint(Ink::Bold, url)));
+    }
+    if let Some(ca) = &up.ca {
+        print::line(&print::paint(
+            Ink::Dim,
+            &format!("           (its certificate is from this host's own authority: {})", ca.display()),
+        ));
+    }
+}
+
+/// Reads the manifest and what it points to, with the caller's own rights.
+///
+/// # Errors
+/// A report for a folder or file that is not there, or a manifest that is not right.
+pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Report> {
+    let folder = std::fs::canonicalize(folder).map_err(|e| {
+        Report::new("folder.missing", Fault::Caller, format!("cannot use folder `{}`", folder.display()))
+            .cause(&e)
+            .hint("name the folder with the agent's source")
+    })?;
+    if !folder.is_dir() {
+        return Err(Report::new("folder.missing", Fault::Caller, format!("`{}` is not a folder", folder.display()))
+            .hint("name the folder with the agent's source"));
+    }
+    let path = manifest.map_or_else(|| folder.join(FILE_NAME), PathBuf::from);
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        let report =
+            Report::new("manifest.missing", Fault::Caller, format!("cannot read the manifest `{}`", path.display()))
+                .cause(&e);
+        if e.kind() == std::io::ErrorKind::NotFound && manifest.is_none() {
+            report.hint(format!("write one with `ringfence init {}`", folder.display()))
+        } else {
+            report
+        }
+    })?;
+    let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+    let mut ca_files = BTreeMap::new();
+    for name in ManifestFile::parse(&text)?.grant.into_iter().filter_map(|g| g.ca) {
+        if let Ok(pem) = std::fs::read_to_string(beside.join(&name)) {
+            ca_files.insert(name, pem);
+        }
+    }
+    let manifest = Manifest::parse(&text, &|name| {
+        ca_files.get(name).cloned().ok_or_else(|| "it is not a readable file".to_owned())
+    })?;
+    let mut secrets = BTreeMap::new();
+    for (name, credential) in &manifest.credentials {
+        match ringfence_secrets::fetch(name, &credential.from, &folder, &|variable| std::env::var(variable).ok()) {
+            Ok(Some(secret)) => {
+                secrets.insert(name.clone(), secret);
+            }
+            // The supervisor may hold it from an earlier start; if not, it says what is absent.
+            Ok(None) => {}
+            Err(error) if matches!(credential.from, ringfence_model::manifest::SecretSource::Env(_)) => drop(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(UpRequest { folder, manifest: text, ca_files, secrets, replace: false })
+}

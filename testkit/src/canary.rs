@@ -104,12 +104,7 @@ async fn take(stream: TcpStream, tls: Option<Arc<ServerConfig>>, counts: Arc<Cou
 }
 
 /// Reads all there is, and thanks for the first of it.
-async fn swallow(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    thanks: &[u8],
-    counts: &Counts,
-    observe: &Observe,
-) {
+async fn swallow(mut stream: impl AsyncRead + AsyncWrite + Unpin, thanks: &[u8], counts: &Counts, observe: &Observe) {
     let mut buffer = vec![0; 16 * 1024];
     let mut thanked = false;
     while let Ok(Ok(got @ 1..)) = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await {

@@ -192,7 +192,7 @@ impl Completion {
                 let function = json!({"name": call.name, "arguments": call.arguments});
                 json!({"id": self.call_id(index), "type": "function", "function": function})
             });
-            message["tool_calls"] = calls.collect();
+            set(&mut message, "tool_calls", calls.collect());
         }
         json!({
             "id": self.id, "object": "chat.completion", "created": self.created, "model": MODEL,
@@ -209,16 +209,18 @@ impl Completion {
             let function = json!({"name": call.name, "arguments": ""});
             let opening = json!({"index": index, "id": self.call_id(index), "type": "function", "function": function});
             deltas.push(json!({"tool_calls": [opening]}));
-            deltas.extend(pieces(&call.arguments).into_iter().map(|piece| {
-                json!({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
-            }));
+            deltas.extend(
+                pieces(&call.arguments)
+                    .into_iter()
+                    .map(|piece| json!({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})),
+            );
         }
         let mut chunks: Vec<Value> = deltas.into_iter().map(|delta| self.chunk(delta, Value::Null, usage)).collect();
         chunks.push(self.chunk(json!({}), self.finish().into(), usage));
         if usage {
             let mut last = self.chunk(Value::Null, Value::Null, true);
-            last["choices"] = json!([]);
-            last["usage"] = self.usage.clone();
+            set(&mut last, "choices", json!([]));
+            set(&mut last, "usage", self.usage.clone());
             chunks.push(last);
         }
         chunks
@@ -230,9 +232,15 @@ impl Completion {
             "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}],
         });
         if usage {
-            chunk["usage"] = Value::Null;
+            set(&mut chunk, "usage", Value::Null);
         }
         chunk
+    }
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(key.to_owned(), value);
     }
 }
 

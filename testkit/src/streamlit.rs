@@ -408,8 +408,7 @@ impl Browser {
         let failed = |error: &dyn std::error::Error| StreamlitError::Request(shown.clone(), chain(error));
         let stream = self.connect().await?;
         let asking = async {
-            let (mut sender, connection) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
             let connection = tokio::spawn(connection);
             let mut request = Request::get(path)
                 .header(HOST, &self.authority)
@@ -425,9 +424,8 @@ impl Browser {
             connection.abort();
             Ok::<_, StreamlitError>(Response::from_parts(parts, body))
         };
-        let response = tokio::time::timeout(PATIENCE, asking)
-            .await
-            .map_err(|_| StreamlitError::Slow("a request", PATIENCE))??;
+        let response =
+            tokio::time::timeout(PATIENCE, asking).await.map_err(|_| StreamlitError::Slow("a request", PATIENCE))??;
         for cookie in response.headers().get_all(SET_COOKIE) {
             let pair = cookie.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
             if let Some((name, value)) = pair.split_once('=') {

@@ -140,11 +140,16 @@ async fn tell(options: &Options) -> Result<ExitCode, String> {
 
 /// Stops the agent, and the supervisor if it has no other agents to look after.
 async fn clear(product: &Product, agent: &str) {
-    if let Err(why) = product.down(agent).await {
+    let stopped = product.down(agent).await;
+    let left = product.agents().await;
+    let there = |listed: &product::Listed| listed.agent == agent;
+    // What was not there cannot be stopped, and need not be.
+    if let Err(why) = stopped
+        && !left.as_ref().is_ok_and(|left| !left.iter().any(there))
+    {
         show::complain(&format!("  {why}"));
     }
-    let others = product.agents().await.unwrap_or_default();
-    if others.iter().all(|other| other.agent == agent)
+    if left.unwrap_or_default().iter().all(there)
         && let Err(why) = product.stop_supervisor().await
     {
         show::complain(&format!("  {why}"));

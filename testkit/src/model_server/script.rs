@@ -191,7 +191,8 @@ mod tests {
 
     /// Talks to the model, as the analyst does, until it asks for no more tools.
     fn talk(question: &str, tool: impl Fn(&ToolCall) -> String) -> (Vec<String>, String) {
-        let mut messages = vec![json!({"role": "system", "content": "…"}), json!({"role": "user", "content": question})];
+        let mut messages =
+            vec![json!({"role": "system", "content": "…"}), json!({"role": "user", "content": question})];
         let mut used = vec![];
         for round in 0..10 {
             let reply = reply(&messages);

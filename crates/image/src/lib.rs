@@ -35,6 +35,6 @@ pub use assemble::{
 pub use base::build_base;
 pub use debian::{BasePlan, LockedPackage, plan_base};
 pub use error::ImageError;
-pub use layer::{AGENT_ID, EPOCH, Layer};
+pub use layer::{AGENT_ID, EPOCH, Layer, open_to_jobs};
 pub use store::{Collected, Store, Tag, Using};
 pub use verify::VerifiedImage;

@@ -316,7 +316,7 @@ impl Store {
         }
         let file = bench.join("opt/uv/uv");
         OpenOptions::new().append(true).create(true).open(&file).on("make file", &file)?;
-        Ok(())
+        crate::layer::open_to_jobs(&bench)
     }
 }
 

@@ -215,6 +215,35 @@ fn work_that_is_called_off_leaves_nothing_half_made() {
 }
 
 #[test]
+fn a_full_disk_has_one_clear_error() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().to_str().unwrap().to_owned();
+    tool("mount", &["-t", "tmpfs", "-o", "size=2m", "tmpfs", &path]);
+    let store = Store::open(home.path()).unwrap();
+    let plan = plan_base(&store, &manifest().image, &Silent);
+    let full = plan.unwrap_err();
+    assert_eq!(full.code(), "store.full", "{full:?}");
+    assert_eq!(fs::read_dir(home.path().join("debs")).unwrap().count(), 0, "nothing half-made");
+    drop(store);
+    tool("umount", &[&path]);
+}
+
+#[test]
+fn a_package_that_no_mirror_has_is_told_apart() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let mut plan = plan_base(&store, &manifest().image, &Silent).unwrap();
+    plan.packages.truncate(1);
+    plan.packages[0].path = "pool/main/n/none/none_0_all.deb".into();
+    let error = build_base(&store, &plan, &Fence::default(), &Silent).unwrap_err();
+    assert_eq!(error.code(), "mirror.gone", "{error:?}");
+    plan.packages[0] = plan_base(&store, &manifest().image, &Silent).unwrap().packages[0].clone();
+    plan.packages[0].sha256 = Digest::of(b"another");
+    let error = build_base(&store, &plan, &Fence::default(), &Silent).unwrap_err();
+    assert_eq!(error.code(), "mirror.hash", "{error:?}");
+}
+
+#[test]
 fn a_mirror_that_is_not_there_is_named() {
     let home = tempfile::tempdir().unwrap();
     let store = Store::open(home.path()).unwrap();

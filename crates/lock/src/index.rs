@@ -73,6 +73,8 @@ pub(crate) struct Indexes {
     pub default: Option<Index>,
     /// Those that are asked before.
     pub extra: Vec<Index>,
+    /// Pages with links to files, beside the indexes.
+    pub links: Vec<Index>,
 }
 
 impl Indexes {
@@ -238,7 +240,7 @@ pub(crate) fn hosts(
     progress: &dyn Progress,
 ) -> Result<BTreeSet<JobHost>, LockError> {
     let fetcher = Fetcher::new();
-    let mut hosts = BTreeSet::new();
+    let mut hosts: BTreeSet<JobHost> = indexes.links.iter().filter_map(|l| host_of(l.secret())).collect();
     let probes: Vec<&str> = names.iter().map(String::as_str).take(TRIES).chain(["pip"]).collect();
     for index in indexes.all() {
         hosts.extend(host_of(index.secret()));

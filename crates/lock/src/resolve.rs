@@ -103,6 +103,13 @@ fn inputs_digest(declared: &Declared, image: &Digest) -> Digest {
 
 /// What cannot be pinned by a digest, or needs a program that no image has.
 fn refuse_unsupported(declared: &Declared) -> Result<(), LockError> {
+    if let Some(option) = declared.index_options.iter().find(|o| !o.contains("://")) {
+        return Err(LockError::Unsupported {
+            requirement: option.chars().take(120).collect(),
+            file: declared.files.first().cloned().unwrap_or_default(),
+            why: "a path of this host is not in the image",
+        });
+    }
     for requirement in &declared.requirements {
         let text = &requirement.text;
         let why = if ["git+", "hg+", "svn+", "bzr+"].iter().any(|vcs| text.contains(vcs)) {
@@ -201,6 +208,7 @@ fn adopt_options(declared: &Declared, indexes: &mut Indexes) {
         match option.split_once(' ') {
             Some(("--index-url", url)) => indexes.default = Index::new(url).or_else(|| indexes.default.take()),
             Some(("--extra-index-url", url)) => indexes.extra.extend(Index::new(url)),
+            Some(("--find-links", url)) => indexes.links.extend(Index::new(url)),
             _ => {}
         }
     }
@@ -220,7 +228,11 @@ fn failed(stderr: &str, denied: &[String], indexes: &Indexes) -> LockError {
 
 /// Takes users and passwords of indexes out of a text.
 pub(crate) fn redacted(text: String, indexes: &Indexes) -> String {
-    indexes.all().filter_map(Index::userinfo).fold(text, |text, userinfo| text.replace(userinfo, ""))
+    indexes
+        .all()
+        .chain(&indexes.links)
+        .filter_map(Index::userinfo)
+        .fold(text, |text, userinfo| text.replace(userinfo, ""))
 }
 
 #[cfg(test)]
@@ -253,7 +265,7 @@ mod tests {
 
     #[test]
     fn failures_are_told_apart_and_hold_no_password() {
-        let indexes = Indexes { default: Index::new("https://u:pw@i.example/simple"), extra: vec![] };
+        let indexes = Indexes { default: Index::new("https://u:pw@i.example/simple"), extra: vec![], links: vec![] };
         let solved =
             failed("error: No solution found\n  cause: Because x https://u:pw@i.example/simple", &[], &indexes);
         assert!(matches!(&solved, LockError::Unresolvable { why } if !why.0.contains("pw")), "{solved:?}");

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ringfence_image::error::Said;
-use ringfence_image::{Layer, Store};
+use ringfence_image::{Layer, Store, open_to_jobs};
 use ringfence_model::work::{Job, JobHost, JobMount, JobOutput, Runner};
 use ringfence_model::{AgentName, Bytes};
 
@@ -84,6 +84,7 @@ impl Run<'_> {
         out: (&Path, &str),
     ) -> Result<JobOutput, LockError> {
         let cache = self.cache()?;
+        open_to_jobs(source)?;
         let mut layers: Vec<PathBuf> = self.base.iter().map(|l| self.store.layer_dir(&l.diff_id)).collect();
         layers.push(self.store.bench());
         let mount =
@@ -142,6 +143,10 @@ impl Run<'_> {
         if !self.indexes.extra.is_empty() {
             let extra: Vec<&str> = self.indexes.extra.iter().map(Index::secret).collect();
             env.insert("UV_INDEX".into(), extra.join(" "));
+        }
+        if !self.indexes.links.is_empty() {
+            let links: Vec<&str> = self.indexes.links.iter().map(Index::secret).collect();
+            env.insert("UV_FIND_LINKS".into(), links.join(","));
         }
         // WHY not pip's way of taking the best version of any index: whoever may publish on a public index could then
         // stand in for a private package. uv takes a package from the first index that has it; a host may say otherwise.

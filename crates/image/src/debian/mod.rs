@@ -290,11 +290,12 @@ fn obtain(
                 last = Some(ImageError::MirrorHash { url: redact(url), why });
             }
             Err(FetchError::Sink(e)) => return Err(ImageError::io("write", &path, e)),
-            Err(e) if e.is_absent() && last.is_some() => {}
+            Err(e) if e.is_absent() => {}
             Err(e) => last = Some(failed(url, e)),
         }
     }
-    Err(last.unwrap_or_else(|| ImageError::MirrorGone { path: digest.to_string() }))
+    // Nobody has it: that is an answer, and another one than that nobody answers.
+    Err(last.unwrap_or_else(|| ImageError::MirrorGone { path: urls.last().map(|u| redact(u)).unwrap_or_default() }))
 }
 
 struct Hashed {
@@ -367,10 +368,5 @@ fn fetch_package(
         pockets.iter().filter(|p| p.archive != package.archive).map(|p| p.uri.as_str()).collect(),
     );
     let urls: Vec<String> = own.into_iter().chain(other).map(|uri| format!("{uri}/{}", package.path)).collect();
-    match obtain(store, fetcher, &urls, &package.sha256, package.size.min(DEB_LIMIT), progress, tell) {
-        Err(ImageError::MirrorUnreachable { why, .. }) if why.0.contains("status 404") => {
-            Err(ImageError::MirrorGone { path: package.path.clone() })
-        }
-        other => other.map(|_| ()),
-    }
+    obtain(store, fetcher, &urls, &package.sha256, package.size.min(DEB_LIMIT), progress, tell).map(|_| ())
 }

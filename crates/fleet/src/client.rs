@@ -63,11 +63,12 @@ impl Client {
                             return Ok(());
                         }
                     }
+                    Line::End => return Ok(()),
                     Line::Error(report) => return Err(report),
                 }
             }
         }
-        Ok(())
+        Err(self.lost("it ended in the middle of an answer"))
     }
 
     async fn post(&self, verb: &str, request: &impl Serialize) -> Result<Incoming, Report> {

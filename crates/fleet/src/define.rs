@@ -72,8 +72,9 @@ macro_rules! control_api {
         let subject = $crate::api::Subject::subject(&request);
         let result = $control.$name($caller, request, $crate::server::Sink::over($sink.clone())).await;
         $control.ended($caller, stringify!($name), &subject, result.as_ref().map(|_| ()));
-        if let Err(report) = result {
-            $sink.fail(&report).await;
+        match result {
+            Ok(()) => $sink.end().await,
+            Err(report) => $sink.fail(&report).await,
         }
     }};
 

@@ -37,6 +37,11 @@ pub struct Caller {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Line<T> {
+    /// Nothing more comes.
+    ///
+    /// WHY not the end of the body: whoever waits for the caller to go away holds a sender too, so the body ends
+    /// only when the caller hangs up.
+    End,
     Error(Report),
     Item(T),
 }
@@ -54,6 +59,10 @@ impl RawSink {
 
     pub(crate) async fn item(&self, item: &impl Serialize) {
         self.line(&Line::Item(item)).await;
+    }
+
+    pub(crate) async fn end(&self) {
+        self.line(&Line::<&()>::End).await;
     }
 
     pub(crate) async fn fail(&self, report: &Report) {

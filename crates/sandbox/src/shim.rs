@@ -67,9 +67,14 @@ enum GateLine {
 /// The body of `ringfence shim-process`.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
-    let Ok(ready) = fd::adopt(fds::SHIM_READY) else { return std::process::ExitCode::FAILURE };
+    // First of all: later a number that was not given could be that of a descriptor of our own.
+    let (spec, gate_config) = (fd::adopt(fds::SHIM_SPEC), fd::adopt(fds::SHIM_GATE_CONFIG));
+    let (ready, ingress) = (fd::adopt(fds::SHIM_READY), fd::adopt(fds::SHIM_INGRESS).ok());
+    let (Ok(spec), Ok(gate_config), Ok(ready)) = (spec, gate_config, ready) else {
+        return std::process::ExitCode::FAILURE;
+    };
     let mut ready = File::from(ready);
-    let started = read_spec().and_then(|spec| Shim::start(spec));
+    let started = read_spec(&spec).and_then(|spec| Shim::start(spec, gate_config, ingress));
     let (line, shim) = match started {
         Ok(shim) => (Ready::Running(shim.status()), Some(shim)),
         Err(report) => (Ready::Failed(report), None),
@@ -87,9 +92,8 @@ pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
 
-fn read_spec() -> Result<SandboxSpec, Report> {
-    let read = fd::adopt(fds::SHIM_SPEC).and_then(|fd| spawn::read_whole(&fd, 4 << 20));
-    let bytes = read.map_err(SandboxError::step("read the sandbox's description"))?;
+fn read_spec(fd: &OwnedFd) -> Result<SandboxSpec, Report> {
+    let bytes = spawn::read_whole(fd, 4 << 20).map_err(SandboxError::step("read the sandbox's description"))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| SandboxError::Runtime { doing: "read the sandbox's description", why: e.to_string() }.into())
 }
@@ -118,7 +122,7 @@ struct Shim {
 }
 
 impl Shim {
-    fn start(spec: SandboxSpec) -> Result<Self, Report> {
+    fn start(spec: SandboxSpec, gate_config: OwnedFd, ingress: Option<OwnedFd>) -> Result<Self, Report> {
         rustix::process::set_child_subreaper(Pid::from_raw(1)).ok();
         let signals =
             process::signal_fd(&[libc::SIGCHLD, libc::SIGTERM]).map_err(SandboxError::step("listen for signals"))?;
@@ -129,7 +133,7 @@ impl Shim {
         let capture = if spec.fence.network { Some(make_network()?) } else { None };
         let (gate, ready) = match capture {
             Some(capture) => {
-                let (gate, ready) = start_gate(&spec, capture, host_netns.into())?;
+                let (gate, ready) = start_gate(&spec, capture, host_netns.into(), gate_config, ingress)?;
                 (Some(gate), Some(ready))
             }
             None => (None, None),
@@ -577,8 +581,13 @@ fn make_network() -> Result<Capture, Report> {
     })?)
 }
 
-fn start_gate(spec: &SandboxSpec, capture: Capture, host: OwnedFd) -> Result<(Gate, OwnedFd), Report> {
-    let config = fd::adopt(fds::SHIM_GATE_CONFIG).map_err(SandboxError::step("find the gate's configuration"))?;
+fn start_gate(
+    spec: &SandboxSpec,
+    capture: Capture,
+    host: OwnedFd,
+    config: OwnedFd,
+    ingress: Option<OwnedFd>,
+) -> Result<(Gate, OwnedFd), Report> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SandboxError::step("make a pipe")(e.into()))?;
     let Capture { tcp: [t4, t6], dns: [d4, d6], udp: [u4, u6], link } = capture;
@@ -588,9 +597,7 @@ fn start_gate(spec: &SandboxSpec, capture: Capture, host: OwnedFd) -> Result<(Ga
         (writer, fds::GATE_READY),
         (host, fds::GATE_HOST_NETNS),
     ];
-    if let Ok(ingress) = fd::adopt(fds::SHIM_INGRESS) {
-        given.push((ingress, fds::GATE_INGRESS));
-    }
+    given.extend(ingress.map(|fd| (fd, fds::GATE_INGRESS)));
     let sockets = [t4, t6, d4, d6, u4, u6];
     let places = fds::GATE_TCP.into_iter().chain(fds::GATE_DNS).chain(fds::GATE_UDP);
     given.extend(sockets.into_iter().zip(places));

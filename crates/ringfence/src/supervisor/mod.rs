@@ -151,6 +151,14 @@ fn listen(paths: &Paths) -> Result<UnixListener, Report> {
     // One supervisor for a state folder: the lock is held by the kernel for as long as the process lives.
     let lock_path = paths.state.join("supervisor.lock");
     let lock = fs::File::create(&lock_path).map_err(|e| step("create the supervisor's lock", &e))?;
+    // One that is just ending holds it a moment longer than its socket.
+    let until = std::time::Instant::now() + Duration::from_secs(5);
+    while lock.try_lock().is_err() && std::time::Instant::now() < until {
+        if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     if lock.try_lock().is_err() {
         return Err(Report::new("supervisor.running", Fault::Caller, "another supervisor runs on this state")
             .hint("use it, or stop it with `ringfence serve --stop`"));

@@ -1,0 +1,29 @@
+# Ringfence's short commands. Each does its own set-up on a Debian machine with a Rust toolchain and root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint build
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what building and running needs and is not there
+	@tools/setup
+
+build: setup ## build the release binary
+	cargo build --release --locked --bin ringfence --bin demo
+
+demo: build ## run the main job: an agent in its fence, attacked, and the proof
+	@export RINGFENCE_UV="$$(tools/setup --uv)"; exec target/release/demo --ringfence target/release/ringfence --example examples/analyst
+
+test: setup ## run every test
+	@tools/test
+
+bench: setup ## print the numbers of SPEC.md
+	@tools/bench
+
+lint: ## format and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo run --quiet --locked -p xtask

@@ -41,6 +41,8 @@ control_api! {
     call verify(Nothing) -> VerifyAnswer;
     /// Runs a command inside an agent's sandbox.
     stream exec(ExecRequest) -> ExecEvent;
+    /// Puts a secret into the vault, or removes it.
+    call secret(SecretRequest) -> Nothing;
     /// Ends the supervisor. Agents run on.
     call shutdown(Nothing) -> Nothing;
 }
@@ -365,6 +367,21 @@ pub struct VerifyAnswer {
     pub checkpoint: String,
     /// The key that it was verified with.
     pub key: String,
+}
+
+/// What `secret` needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SecretRequest {
+    /// The name under which manifests speak of it: `vault:NAME`.
+    pub name: String,
+    /// The value; `None` removes it.
+    pub value: Option<SecretText>,
+}
+
+impl Subject for SecretRequest {
+    fn subject(&self) -> String {
+        self.name.clone()
+    }
 }
 
 /// What `exec` needs.

@@ -139,7 +139,7 @@ fn prepare(mut config: GateConfig) -> Result<Prepared, Report> {
     let barrier = |e: ConfineError| {
         Report::new("gate.confine", Fault::Host, "cannot confine the gate")
             .because(&e)
-            .hint("see `ringfence doctor` for what this host lacks")
+            .hint("see `ringfence host` for what this host lacks")
     };
     let confinement = Confinement { uid: config.uid, gid: config.gid, unconfined: config.danger_unconfined };
     // The helper is started here, in the agent's namespace, and stays there; this thread leaves it.

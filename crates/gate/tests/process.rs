@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
+use libtest_mimic::{Arguments, Failed, Trial};
 use ringfence_audit::{Entry, Event, Outcome};
 use ringfence_gate::config::{Fds, GateConfig, IngressConfig, Ready};
 use ringfence_model::SecretText;
@@ -37,18 +38,17 @@ fn main() -> ExitCode {
     {
         return ringfence_gate::process::main(fd.parse().unwrap());
     }
-    if args.iter().any(|arg| arg == "--list") {
-        return ExitCode::SUCCESS;
-    }
-    for (name, test) in [
-        ("a_confined_gate_serves_a_namespace_without_wires", confined_gate as fn()),
-        ("a_gate_that_lacks_a_lease_does_not_start", refused_gate),
-    ] {
-        println!("test {name} ...");
-        test();
-        println!("test {name} ... ok");
-    }
-    ExitCode::SUCCESS
+    let tests = vec![
+        Trial::test("a_confined_gate_serves_a_namespace_without_wires", || held(confined_gate)),
+        Trial::test("a_gate_that_lacks_a_lease_does_not_start", || held(refused_gate)),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "what fails here panics; a trial wants a result")]
+fn held(test: fn()) -> Result<(), Failed> {
+    test();
+    Ok(())
 }
 
 struct Running {

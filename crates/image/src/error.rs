@@ -293,7 +293,7 @@ impl Explain for ImageError {
             Self::NoPython { known, .. } => format!("set `[image] python` to one of {known}"),
             Self::StoreCorrupt { .. } => "it was removed; build again to make it anew".into(),
             Self::StoreFull { .. } => {
-                "free some space, for instance with `ringfence image prune`, and try again".into()
+                "free some space on that disk, and try again".into()
             }
             Self::StoreMissing { what: "image" | "blob", .. } => "build it again".into(),
             _ => return None,

@@ -52,7 +52,7 @@ impl Uv {
     /// The one that `pip install uv` brought, where only a shim is on `PATH`.
     fn of_python() -> Option<Self> {
         let code = "from uv import find_uv_bin; print(find_uv_bin())";
-        let output = Command::new("python3").args(["-c", code]).output().ok()?;
+        let output = Command::new("python3").args(["-I", "-c", code]).current_dir("/").output().ok()?;
         Self::at(Path::new(String::from_utf8(output.stdout).ok()?.trim()))
     }
 

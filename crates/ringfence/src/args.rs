@@ -6,15 +6,29 @@ use clap::{Args as Group, Parser, Subcommand};
 use ringfence_model::AgentName;
 use ringfence_model::manifest::Kind;
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 done · 1 Ringfence itself failed · 2 what was asked for cannot be · 3 the host lacks something
-            4 somebody else failed (mirror, index, upstream); trying again may help · 5 a check did not pass
-            130 called off with Ctrl-C · `exec` gives the command's own code
-Environment: RINGFENCE_STATE, RINGFENCE_RUN, RINGFENCE_POLICIES, RINGFENCE_UV, NO_COLOR";
+/// What follows the list of verbs.
+fn after_help() -> String {
+    let mut text = String::from(
+        "Exit codes:\n\
+         \x20   0  done\n\
+         \x20   1  Ringfence itself failed\n\
+         \x20   2  what was asked for cannot be\n\
+         \x20   3  the host lacks something\n\
+         \x20   4  somebody else failed (mirror, index, upstream); trying again may help\n\
+         \x20   5  a check did not pass\n\
+         \x20 130  called off with Ctrl-C\n\
+         \x20 `exec` ends with the command's own code.\n\n\
+         Environment:\n",
+    );
+    for variable in crate::env::ALL {
+        text.push_str(&format!("  {:<19} {}\n", variable.name, variable.meaning));
+    }
+    text
+}
 
 /// Takes an AI agent from a source folder to production, and keeps it inside a fence there.
 #[derive(Debug, Parser)]
-#[command(name = "ringfence", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+#[command(name = "ringfence", version, after_help = after_help(), propagate_version = true, max_term_width = 100)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -69,6 +83,9 @@ pub enum Verb {
     /// Say what this host can and cannot enforce.
     #[command(after_help = "Example:\n  ringfence host", visible_alias = "doctor-host")]
     Host(Json),
+    /// Put a secret into the vault, for manifests to name as `vault:NAME`.
+    #[command(after_help = "Example:\n  printf %s \"$KEY\" | ringfence secret put openai")]
+    Secret(Secret),
     /// Run the supervisor in the foreground.
     #[command(after_help = "Example:\n  ringfence serve")]
     Serve(Serve),
@@ -261,6 +278,29 @@ pub struct Down {
     pub keep_state: bool,
     #[command(flatten)]
     pub output: Json,
+}
+
+/// `secret`
+#[derive(Debug, Group)]
+pub struct Secret {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: SecretVerb,
+}
+
+/// `secret …`
+#[derive(Debug, Subcommand)]
+pub enum SecretVerb {
+    /// Read a secret from standard input and seal it.
+    Put {
+        /// Its name.
+        name: String,
+    },
+    /// Remove a secret.
+    Rm {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// `serve`

@@ -39,6 +39,8 @@ pub enum Request {
     },
     /// Let the processes inside run on.
     Resume,
+    /// Let the first instruction of an agent that is held happen.
+    Start,
     /// Say how it is.
     Status,
     /// Ask the agent to end, and kill it after the grace.
@@ -179,6 +181,18 @@ pub fn probe(shim: &Shim, targets: crate::probe::Targets) -> Result<Vec<Finding>
         Answer::Findings { findings } => Ok(findings),
         Answer::Failed { why } => Err(SandboxError::Runtime { doing: "probe the fence", why }),
         other => Err(SandboxError::Runtime { doing: "probe the fence", why: format!("answer {other:?}") }),
+    }
+}
+
+/// Lets the first instruction of a held agent happen.
+///
+/// # Errors
+/// As [`Shim::ask`], and [`SandboxError::Runtime`] if it could not be started.
+pub fn start(shim: &Shim) -> Result<(), SandboxError> {
+    match shim.ask(&Request::Start, &[], Duration::from_secs(30))? {
+        Answer::Done => Ok(()),
+        Answer::Failed { why } => Err(SandboxError::Runtime { doing: "start the agent", why }),
+        other => Err(SandboxError::Runtime { doing: "start the agent", why: format!("answer {other:?}") }),
     }
 }
 

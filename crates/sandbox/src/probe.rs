@@ -59,10 +59,11 @@ pub fn run(targets: &Targets) -> Vec<Finding> {
         finding("write-app", write_file("/app/.ringfence-probe")),
         finding("write-trust", write_file("/etc/ssl/certs/ca-certificates.crt")),
         finding("run-written-code", run_written_code()),
+        finding("run-anonymous-code", run_anonymous_code()),
         finding("host-memory", read_file("/proc/kcore")),
         finding("host-keys", read_file("/proc/keys")),
-        finding("kernel-settings", write_existing("/proc/sys/kernel/core_pattern", b"|/tmp/x")),
-        finding("sysrq", write_existing("/proc/sysrq-trigger", b"h")),
+        finding("kernel-settings", write_existing("/proc/sys/kernel/core_pattern")),
+        finding("sysrq", write_existing("/proc/sysrq-trigger")),
         finding("host-processes", see_host_processes()),
         finding("interfaces", see_interfaces()),
     ];
@@ -84,11 +85,12 @@ pub fn run(targets: &Targets) -> Vec<Finding> {
             findings.push(thread.join().unwrap_or_else(|_| finding("probe", Err("the probe itself failed".into()))));
         }
     });
-    // Last, since they would change what the process is if they got through.
+    // Last, when this process has one thread again.
     for (attempt, name) in Attempt::ALL {
-        let outcome = match attempt.run() {
-            Ok(()) => Err("the kernel let it through".into()),
-            Err(refusal) => Ok(word(&refusal)),
+        let outcome = match attempt.run_apart() {
+            Ok(Ok(())) => Err("the kernel let it through".into()),
+            Ok(Err(refusal)) => Ok(word(&refusal)),
+            Err(error) => Err(format!("it could not be tried: {}", word(&error))),
         };
         findings.push(finding(name, outcome));
     }
@@ -113,7 +115,10 @@ fn write_file(path: &str) -> Result<String, String> {
     }
 }
 
-fn write_existing(path: &str, bytes: &[u8]) -> Result<String, String> {
+/// Writes into a setting what it holds already, so that a breach changes nothing.
+fn write_existing(path: &str) -> Result<String, String> {
+    // A file that cannot be read takes a command; `h` is the one that only asks for help.
+    let bytes = fs::read(path).ok().filter(|b| !b.is_empty()).unwrap_or_else(|| b"h".to_vec());
     let opened = match fs::File::options().write(true).open(path) {
         Ok(file) => file,
         Err(refusal) => return Ok(word(&refusal)),
@@ -123,7 +128,7 @@ fn write_existing(path: &str, bytes: &[u8]) -> Result<String, String> {
     {
         return Ok("masked".into());
     }
-    match (&opened).write_all(bytes) {
+    match (&opened).write_all(&bytes) {
         Ok(()) => Err(format!("`{path}` could be written")),
         Err(refusal) => Ok(word(&refusal)),
     }
@@ -160,6 +165,22 @@ fn run_written_code() -> Result<String, String> {
         }
     }
     Ok(last)
+}
+
+/// Puts a program into an anonymous file, which no mount and no Landlock rule covers, and tries to run it.
+fn run_anonymous_code() -> Result<String, String> {
+    let file = match ringfence_sys::attack::anonymous_file() {
+        Ok(file) => file,
+        Err(refusal) => return Ok(word(&refusal)),
+    };
+    if let Err(refusal) = (&file).write_all(b"\x7fELF") {
+        return Ok(word(&refusal));
+    }
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    match std::process::Command::new(path).status() {
+        Err(refusal) if refusal.kind() == std::io::ErrorKind::PermissionDenied => Ok(word(&refusal)),
+        Err(_) | Ok(_) => Err("a program in an anonymous file was taken for running".into()),
+    }
 }
 
 fn see_host_processes() -> Result<String, String> {
@@ -200,7 +221,7 @@ fn connect(address: SocketAddr) -> Result<String, String> {
         Err(refusal) => return Ok(word(&refusal)),
     };
     let _ = stream.set_read_timeout(Some(PATIENCE));
-    let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n");
+    let _ = stream.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes());
     let mut answer = Vec::new();
     let _ = stream.take(4096).read_to_end(&mut answer);
     if answer.is_empty() {

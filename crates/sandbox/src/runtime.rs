@@ -8,6 +8,8 @@ use oci_spec::runtime::{
     PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use ringfence_sys::join::Resource;
+
 use crate::error::SandboxError;
 use crate::root::Root;
 use crate::spec::{AGENT_UID, SandboxSpec, UIDS_PER_AGENT};
@@ -61,10 +63,7 @@ fn build(spec: &SandboxSpec, root: &Root) -> Result<Spec, oci_spec::OciSpecError
         .env(spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
         .cwd(spec.cwd.clone())
         .user(UserBuilder::default().uid(AGENT_UID).gid(AGENT_UID).umask(0o022u32).build()?)
-        .rlimits(vec![
-            limit(PosixRlimitType::RlimitNofile, u64::from(spec.limits.files))?,
-            limit(PosixRlimitType::RlimitCore, 0)?,
-        ])
+        .rlimits(resource_limits(spec).into_iter().map(limit).collect::<Result<Vec<_>, _>>()?)
         .oom_score_adj(500);
     if spec.fence.no_privileges {
         process = process.no_new_privileges(true).capabilities(none);
@@ -92,7 +91,14 @@ fn build(spec: &SandboxSpec, root: &Root) -> Result<Spec, oci_spec::OciSpecError
         .build()
 }
 
-fn limit(kind: PosixRlimitType, most: u64) -> Result<oci_spec::runtime::PosixRlimit, oci_spec::OciSpecError> {
+/// What each process inside may use up, the agent's and every command's.
+#[must_use]
+pub fn resource_limits(spec: &SandboxSpec) -> [(Resource, u64); 2] {
+    [(Resource::Nofile, u64::from(spec.limits.files)), (Resource::Core, 0)]
+}
+
+fn limit((kind, most): (Resource, u64)) -> Result<oci_spec::runtime::PosixRlimit, oci_spec::OciSpecError> {
+    let kind = if kind == Resource::Core { PosixRlimitType::RlimitCore } else { PosixRlimitType::RlimitNofile };
     PosixRlimitBuilder::default().typ(kind).soft(most).hard(most).build()
 }
 

@@ -27,7 +27,7 @@ use crate::control::{self, Answer, Request, Status};
 use crate::enter::{self, Entry};
 use crate::error::SandboxError;
 use crate::log::Log;
-use crate::spec::{AGENT_UID, SandboxSpec, fds};
+use crate::spec::{AGENT_UID, Fence, SandboxSpec, fds};
 use crate::{probe, root, runtime};
 
 /// How long a gate may take to come up.
@@ -116,6 +116,7 @@ struct Shim {
     signals: OwnedFd,
     listener: UnixListener,
     cgroups: Vec<PathBuf>,
+    begun: bool,
     frozen: bool,
     deadline: Option<Instant>,
     why: &'static str,
@@ -167,13 +168,16 @@ impl Shim {
             signals,
             listener,
             cgroups,
+            begun: false,
             frozen: false,
             deadline: None,
             why: "exited",
             spec,
         };
         half.agent = None;
-        if let Err(report) = shim.run() {
+        if !shim.spec.hold
+            && let Err(report) = shim.run()
+        {
             shim.end("killed", 255);
             return Err(report);
         }
@@ -188,6 +192,7 @@ impl Shim {
         facts.insert("gate_uid".into(), self.spec.gate_uid().into());
         facts.insert("fence".into(), serde_json::to_value(self.spec.fence).unwrap_or_default());
         self.record("start", facts).map_err(|why| SandboxError::Runtime { doing: "record the start", why })?;
+        self.begun = true;
         self.container.start().map_err(|e| SandboxError::Runtime { doing: "start the agent", why: chain(&e) })?;
         Ok(())
     }
@@ -319,6 +324,11 @@ impl Shim {
         };
         let none = serde_json::Map::new;
         Some(match request {
+            Request::Start => done(if self.begun {
+                Err("it was started before".into())
+            } else {
+                self.run().map_err(|r| r.to_string())
+            }),
             Request::Status => Answer::Status(self.status()),
             Request::Stop { grace_ms } => {
                 self.stop(Duration::from_millis(grace_ms.min(600_000)));
@@ -376,6 +386,10 @@ impl Shim {
         let agent = self.agent.as_raw_nonzero().get();
         let say = |what: &'static str| move |e: std::io::Error| format!("cannot {what}: {e}");
         process::unblock_signals().map_err(say("unblock signals"))?;
+        // As for the agent; before the way in, where raising one may still be allowed.
+        for (kind, most) in runtime::resource_limits(&self.spec) {
+            join::limit(kind, most).map_err(say("limit the process"))?;
+        }
         join::join_cgroups(agent).map_err(say("join the cgroup"))?;
         join::join_namespaces(agent, self.spec.fence.user_namespace).map_err(say("join the namespaces"))?;
         match process::fork().map_err(say("fork"))? {
@@ -384,8 +398,12 @@ impl Shim {
                 let ready = std::env::set_current_dir(&self.spec.cwd)
                     .map_err(|e| e.to_string())
                     .and_then(|()| {
-                        if self.spec.fence.no_privileges {
+                        let Fence { no_privileges, user_namespace, .. } = self.spec.fence;
+                        if no_privileges {
                             join::become_unprivileged(AGENT_UID, AGENT_UID).map_err(|e| e.to_string())
+                        } else if user_namespace {
+                            // As the agent: root of its own user namespace, not the host's root in it.
+                            join::become_user(0, 0).map_err(|e| e.to_string())
                         } else {
                             Ok(())
                         }

@@ -62,6 +62,10 @@ pub struct SandboxSpec {
     pub gate_program: PathBuf,
     /// Which barriers stand.
     pub fence: Fence,
+    /// Whether the agent waits, made but not begun, for [`crate::control::Request::Start`]; so that its fence can
+    /// be probed before its first instruction.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// A host folder or file that a sandbox sees.

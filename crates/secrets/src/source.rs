@@ -51,18 +51,23 @@ pub fn fetch(
     let text = match source {
         SecretSource::Vault(_) => return Ok(None),
         SecretSource::Env(name) => env(name).filter(|v| !v.is_empty()).ok_or_else(|| {
-            absent(format!("the environment has no `{name}`"), format!("set it: `export {name}=…`, then run the command again"))
+            absent(
+                format!("the environment has no `{name}`"),
+                format!("set it: `export {name}=…`, then run the command again"),
+            )
         })?,
-        SecretSource::File(path) => std::fs::read_to_string(folder.join(path)).map_err(|e| {
-            absent(format!("cannot read `{path}`: {e}"), "check the file that `from` names".into())
-        })?,
+        SecretSource::File(path) => std::fs::read_to_string(folder.join(path))
+            .map_err(|e| absent(format!("cannot read `{path}`: {e}"), "check the file that `from` names".into()))?,
         SecretSource::Exec(argv) => {
             let program = argv.first().map_or("", String::as_str);
             let output = Command::new(program).args(argv.iter().skip(1)).output().map_err(|e| {
                 absent(format!("cannot run `{program}`: {e}"), "check the program that `from` names".into())
             })?;
             if !output.status.success() {
-                return Err(absent(format!("`{program}` failed: {}", output.status), "run it by hand to see why".into()));
+                return Err(absent(
+                    format!("`{program}` failed: {}", output.status),
+                    "run it by hand to see why".into(),
+                ));
             }
             String::from_utf8(output.stdout)
                 .map_err(|_| absent(format!("`{program}` printed no text"), "print the secret as UTF-8".into()))?

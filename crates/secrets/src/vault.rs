@@ -71,8 +71,11 @@ impl Vault {
         let key = load_key(&key_path).map_err(|source| VaultError::File { doing: "read", path: key_path, source })?;
         let path = folder.join("vault.json");
         let sealed = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| VaultError::File { doing: "read", path: path.clone(), source: e.into() })?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| VaultError::File {
+                doing: "read",
+                path: path.clone(),
+                source: e.into(),
+            })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(source) => return Err(VaultError::File { doing: "read", path, source }),
         };
@@ -86,8 +89,7 @@ impl Vault {
     /// [`VaultError`]; what was there before is there still.
     pub fn put(&mut self, name: &str, secret: &SecretText) -> Result<(), VaultError> {
         let mut text = secret.reveal().as_bytes().to_vec();
-        let nonce =
-            self.key.seal_in_place_append_tag(Aad::from(name), &mut text).map_err(|_| VaultError::Cipher)?;
+        let nonce = self.key.seal_in_place_append_tag(Aad::from(name), &mut text).map_err(|_| VaultError::Cipher)?;
         let mut whole = nonce.as_ref().to_vec();
         whole.append(&mut text);
         let before = self.sealed.insert(name.into(), BASE64.encode(whole));
@@ -114,6 +116,14 @@ impl Vault {
             .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed)
             .map_err(|_| broken())?;
         String::from_utf8(opened.to_vec()).map(|text| Some(SecretText::new(text))).map_err(|_| broken())
+    }
+
+    /// Removes the secret under `name`, if there is one.
+    ///
+    /// # Errors
+    /// [`VaultError::File`].
+    pub fn remove(&mut self, name: &str) -> Result<(), VaultError> {
+        if self.sealed.remove(name).is_some() { self.save() } else { Ok(()) }
     }
 
     /// Removes every secret whose name begins with `prefix`.

@@ -5,6 +5,8 @@
 use std::ffi::CString;
 use std::io;
 
+use crate::process::{self, Forked};
+
 /// One forbidden thing to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
@@ -60,6 +62,26 @@ impl Attempt {
         (Self::VsockSocket, "vm-socket"),
     ];
 
+    /// Tries it in a child, so that one that gets through changes nothing for the next. The inner `Ok` means that
+    /// the kernel let it through, the inner error is its refusal. Only for processes with one thread.
+    ///
+    /// # Errors
+    /// If there is no child to try it in, or the child ended otherwise.
+    pub fn run_apart(self) -> io::Result<io::Result<()>> {
+        match process::fork()? {
+            Forked::Child => process::exit_now(match self.run() {
+                Ok(()) => 0,
+                // An error number fits into an exit code: the highest is 133, and those of death start at 129.
+                Err(refusal) => refusal.raw_os_error().filter(|number| (1..=128).contains(number)).unwrap_or(libc::EIO),
+            }),
+            Forked::Parent(child) => match process::wait_for(child)? {
+                0 => Ok(Ok(())),
+                number @ 1..=128 => Ok(Err(io::Error::from_raw_os_error(number))),
+                code => Err(io::Error::other(format!("the attack ended with code {code}"))),
+            },
+        }
+    }
+
     /// Tries it. `Ok` means that the kernel let it through.
     ///
     /// # Errors
@@ -89,7 +111,11 @@ impl Attempt {
                 }
                 made
             }
-            Self::Mount => call(libc::SYS_mount, [text(c"probe"), text(c"/tmp"), text(c"tmpfs"), 0, 0]),
+            Self::Mount => {
+                call(libc::SYS_mount, [text(c"probe"), text(c"/tmp"), text(c"tmpfs"), 0, 0])?;
+                let _ = rustix::mount::unmount("/tmp", rustix::mount::UnmountFlags::DETACH);
+                Ok(())
+            }
             Self::NewUserNamespace => {
                 call(libc::SYS_unshare, [usize::try_from(libc::CLONE_NEWUSER).unwrap_or(0), 0, 0, 0, 0])
             }
@@ -107,6 +133,15 @@ impl Attempt {
             Self::VsockSocket => socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0),
         }
     }
+}
+
+/// An anonymous file whose content could be run.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn anonymous_file() -> io::Result<std::fs::File> {
+    // Without CLOEXEC, so that the child that is to become the program still has it.
+    Ok(std::fs::File::from(rustix::fs::memfd_create("ringfence-probe", rustix::fs::MemfdFlags::empty())?))
 }
 
 fn address<T>(value: &[T]) -> usize {

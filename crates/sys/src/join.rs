@@ -7,7 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Gid, Pid, PidfdFlags, Uid};
+pub use rustix::process::Resource;
+use rustix::process::{Gid, Pid, PidfdFlags, Rlimit, Uid};
 use rustix::thread::ThreadNameSpaceType;
 
 /// Directories of the cgroups that process `pid` is in, on cgroup v1, hybrid and v2.
@@ -74,9 +75,7 @@ pub fn join_namespaces(pid: i32, user: bool) -> io::Result<()> {
 /// Whatever the kernel says.
 pub fn become_unprivileged(uid: u32, gid: u32) -> io::Result<()> {
     drop_bounding_set()?;
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(Gid::from_raw(gid), Gid::from_raw(gid), Gid::from_raw(gid))?;
-    rustix::thread::set_thread_res_uid(Uid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(uid))?;
+    become_user(uid, gid)?;
     // WHY: the kernel drops capabilities on a change of uid only when the old uid is the namespace's root. One
     // that came by setns is still the host's root, which is nobody here, and would keep them all.
     let none = rustix::thread::CapabilitySets {
@@ -86,6 +85,26 @@ pub fn become_unprivileged(uid: u32, gid: u32) -> io::Result<()> {
     };
     rustix::thread::set_capabilities(None, none)?;
     rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// Becomes `uid`/`gid` without further groups, and leaves capabilities to the kernel's rules.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::from_raw(gid), Gid::from_raw(gid), Gid::from_raw(gid))?;
+    rustix::thread::set_thread_res_uid(Uid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(uid))?;
+    Ok(())
+}
+
+/// Sets a resource limit, soft and hard, of the calling process.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn limit(kind: Resource, most: u64) -> io::Result<()> {
+    rustix::process::setrlimit(kind, Rlimit { current: Some(most), maximum: Some(most) })?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use seccompiler::{BpfProgram, TargetArch};
 pub const AGENT_PROFILE: &str = include_str!("../../../policies/seccomp/agent.json");
 
 /// Filters compiled for this machine, in the order in which they are put on.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Filters(Vec<BpfProgram>);
 
 /// Why a profile was refused.

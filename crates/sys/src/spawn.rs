@@ -48,13 +48,15 @@ impl Spawn {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(self.stderr);
-        // SAFETY: between fork and exec the closure calls only setsid, dup2 and close_range, which are
+        // SAFETY: between fork and exec the closure calls only setsid, sigprocmask, dup2 and close_range, which are
         // async-signal-safe, and touches memory allocated before the fork without growing it.
         unsafe {
             command.pre_exec(move || {
                 if session && libc::setsid() < 0 {
                     return Err(io::Error::last_os_error());
                 }
+                // A mask of blocked signals goes through exec; with the shim's own, a gate would not hear SIGTERM.
+                crate::process::unblock_signals()?;
                 for (from, to) in &places {
                     if libc::dup2(*from, *to) < 0 {
                         return Err(io::Error::last_os_error());

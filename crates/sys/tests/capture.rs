@@ -1,4 +1,5 @@
 //! Barrier: in an agent's network namespace every connection and datagram ends at the gate's sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -11,7 +11,7 @@ use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, HostPattern};
 
 /// Names of mechanisms that `[danger] without` may give up.
-pub const MECHANISMS: [&str; 4] = ["cgroup-cpu", "disk-quota", "landlock", "seccomp"];
+pub const MECHANISMS: [&str; 3] = ["disk-quota", "landlock", "seccomp"];
 
 /// Why a manifest is refused.
 #[derive(Debug, thiserror::Error)]

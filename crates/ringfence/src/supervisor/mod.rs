@@ -23,7 +23,8 @@ use std::time::Duration;
 use ringfence_audit::{Event, Verification};
 use ringfence_fleet::api::{
     AgentView, AuditLine, AuditRequest, DownRequest, ExecEvent, ExecRequest, ExplainRequest, Explanation, Hello,
-    LogLine, LogsRequest, Named, Nothing, StartRequest, State, StopRequest, UpEvent, UpRequest, VerifyAnswer,
+    LogLine, LogsRequest, Named, Nothing, SecretRequest, StartRequest, State, StopRequest, UpEvent, UpRequest,
+    VerifyAnswer,
 };
 use ringfence_fleet::{Caller, Control, Sink};
 use ringfence_identity::Authority;
@@ -176,6 +177,9 @@ impl Supervisor {
         let db = Arc::new(Mutex::new(Db::open(&paths.state.join("state.db"))?));
         let vault = Vault::open(&paths.state)?;
         let authority = Authority::load_or_create(&paths.state, jiff::Timestamp::now().as_second())?;
+        // For everybody to read: the state folder is closed to others.
+        let public = paths.run.join("ca.pem");
+        fs::write(&public, authority.pem()).map_err(|e| step(&format!("write `{}`", public.display()), &e))?;
         let store = Store::open(&paths.store())?;
         let recorder = Recorder::start(&paths, Arc::clone(&db))?;
         let program = std::env::current_exe().map_err(|e| step("find our own program", &e))?;
@@ -229,7 +233,9 @@ impl Supervisor {
     }
 
     fn agent(&self, name: &AgentName) -> Result<Agent, Report> {
-        lock(&self.db).agent(name)?.ok_or_else(|| {
+        // Two statements: the first one's lock is gone before the second takes it.
+        let found = lock(&self.db).agent(name)?;
+        found.ok_or_else(|| {
             let known: Vec<String> =
                 lock(&self.db).agents().unwrap_or_default().iter().map(|a| a.name.to_string()).collect();
             let report = Report::new("agent.unknown", Fault::Caller, format!("no agent `{name}`"));
@@ -424,13 +430,15 @@ impl Control for Supervisor {
         Ok(self.view(&self.agent(&request.agent)?))
     }
 
-    async fn freeze(&self, _: Caller, request: Named) -> Result<AgentView, Report> {
+    async fn freeze(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
+        self.record_operator(caller, "freeze", about(&request.agent), "begun")?;
         tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Freeze))?;
         let agent = self.set_state(&request.agent, State::Frozen, None)?;
         Ok(self.view(&agent))
     }
 
-    async fn resume(&self, _: Caller, request: Named) -> Result<AgentView, Report> {
+    async fn resume(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
+        self.record_operator(caller, "resume", about(&request.agent), "begun")?;
         tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Resume))?;
         let agent = self.set_state(&request.agent, State::Running, None)?;
         Ok(self.view(&agent))
@@ -489,6 +497,32 @@ impl Control for Supervisor {
     async fn exec(&self, _: Caller, request: ExecRequest, sink: Sink<ExecEvent>) -> Result<(), Report> {
         let (_, shim) = self.living(&request.agent)?;
         read::exec(shim, request, sink).await
+    }
+
+    async fn secret(&self, caller: Caller, request: SecretRequest) -> Result<Nothing, Report> {
+        let fit = !request.name.is_empty()
+            && request.name.len() <= 64
+            && request.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !fit {
+            return Err(Report::new(
+                "secret.name",
+                Fault::Caller,
+                format!("`{}` is not a name of a secret", request.name),
+            )
+            .hint("use up to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`"));
+        }
+        self.record_operator(
+            caller,
+            "secret",
+            [("name".to_owned(), request.name.clone().into())].into_iter().collect(),
+            "begun",
+        )?;
+        let key = format!("secret/{}", request.name);
+        match &request.value {
+            Some(value) => lock(&self.vault).put(&key, value)?,
+            None => lock(&self.vault).remove(&key)?,
+        }
+        Ok(Nothing {})
     }
 
     async fn shutdown(&self, _: Caller, _: Nothing) -> Result<Nothing, Report> {

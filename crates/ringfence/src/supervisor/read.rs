@@ -234,13 +234,14 @@ fn find_outcome(folder: &Path, size: u64, from: u64, call: &CallIntent) -> Resul
 
 /// The grant that would allow a denied call, as TOML, if a grant could.
 fn suggestion(call: &CallIntent, manifest: Option<&Manifest>) -> Option<String> {
-    let grantable = ["no_grant", "no_match", "model", "method", "path"];
-    if !grantable.iter().any(|g| call.reason.contains(g)) {
+    if call.reason != "no_grant" {
         return None;
     }
     let mut text = format!("[[grant]]\nhost = \"{}\"\n", call.host);
-    if call.port != 443 {
-        text.push_str(&format!("port = {}\n", call.port));
+    match (call.port, call.protocol.as_str()) {
+        (443, _) => {}
+        (80, "http/1.1") => text.push_str("scheme = \"http\"\n"),
+        (port, _) => text.push_str(&format!("port = {port}\n")),
     }
     if let Some(method) = &call.method {
         text.push_str(&format!("methods = [\"{method}\"]\n"));

@@ -218,6 +218,7 @@ impl JobRunner<'_> {
             spools: self.paths.spools_of(id),
             gate_program: self.program.to_path_buf(),
             fence: self.fence,
+            hold: false,
         })
     }
 }

@@ -187,6 +187,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId) -> SandboxSpec {
         spools: plan.paths.spools_of(id),
         gate_program: plan.program.to_path_buf(),
         fence: fence(manifest),
+        hold: true,
     }
 }
 

@@ -312,7 +312,7 @@ impl Supervisor {
                     agent: agent.name.clone(),
                     sandbox: id,
                     image: agent.image.clone(),
-                    ca: started.url.as_ref().map(|_| self.authority.path().to_path_buf()),
+                    ca: started.url.as_ref().map(|_| self.paths.run.join("ca.pem")),
                     url: started.url,
                     took_ms: std::mem::take(&mut took.0),
                     probes,
@@ -358,6 +358,8 @@ impl Supervisor {
         let mut probes = tokio::task::block_in_place(|| self.fence_probes(&shim, &run_dir))?;
         took.note("fence_probes", began);
         self.refuse_breach(agent, &probes)?;
+        let fence = probes.len();
+        tokio::task::block_in_place(|| control::start(&shim))?;
         let began = Instant::now();
         telling.say("validate", "waiting for the agent to answer");
         let gone = || {
@@ -407,7 +409,7 @@ impl Supervisor {
                 detail: probe.detail.clone(),
             })?;
         }
-        match probes.iter().find(|p| !p.held) {
+        match probes.iter().skip(fence).find(|p| !p.held) {
             None => Ok(probes),
             Some(failed) => Err(self.unhealthy(agent, failed)),
         }

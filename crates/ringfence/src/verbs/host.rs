@@ -65,7 +65,7 @@ pub fn run(args: Json) -> ExitCode {
 fn checks() -> Vec<Check> {
     vec![
         check("root", "making namespaces and uid ranges", true, root(), "run as root"),
-        check("kernel", "the system calls below", true, kernel(), "use Linux 5.13 or newer"),
+        check("kernel", "the system calls below", true, kernel(), "use Linux 6.2 or newer"),
         check(
             "user-namespace",
             "a uid range of its own for each agent",
@@ -125,7 +125,7 @@ fn kernel() -> Result<String, String> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (5, 13) { Ok(release) } else { Err(release) }
+    if version >= (6, 2) { Ok(release) } else { Err(release) }
 }
 
 /// Tries something in a thread of its own, which then ends.

@@ -10,6 +10,7 @@ mod host;
 mod init;
 mod logs;
 mod ps;
+mod secret;
 mod serve;
 mod start;
 mod stop;
@@ -49,6 +50,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
         Verb::Logs(args) => block_on(logs::run(args)),
         Verb::Ps(args) => block_on(ps::run(args)),
         Verb::Resume(args) => block_on(freeze::resume(args)),
+        Verb::Secret(args) => block_on(secret::run(args)),
         Verb::Serve(args) => serve::run(args),
         Verb::Start(args) => block_on(start::run(args)),
         Verb::Stop(args) => block_on(stop::run(args)),

@@ -111,6 +111,7 @@ pub struct ForwardMsgMetadata {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
+#[allow(clippy::enum_variant_names, reason = "the names are Streamlit's own")]
 pub enum ScriptFinishedStatus {
     /// To its end, which an exception that the page shows can be.
     FinishedSuccessfully = 0,

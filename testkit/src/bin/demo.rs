@@ -25,13 +25,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::product::Product;
 use crate::show::Show;
 use crate::stage::Stage;
+
+/// How long a start that was called off may take to undo itself.
+const UNDOING: Duration = Duration::from_secs(30);
 
 const USAGE: &str = "\
 Usage: demo --ringfence PROGRAM [--example FOLDER]
@@ -140,16 +143,25 @@ async fn tell(options: &Options) -> Result<ExitCode, String> {
 
 /// Stops the agent, and the supervisor if it has no other agents to look after.
 async fn clear(product: &Product, agent: &str) {
-    let stopped = product.down(agent).await;
-    let left = product.agents().await;
     let there = |listed: &product::Listed| listed.agent == agent;
-    // What was not there cannot be stopped, and need not be.
-    if let Err(why) = stopped
-        && !left.as_ref().is_ok_and(|left| !left.iter().any(there))
-    {
-        show::complain(&format!("  {why}"));
-    }
-    if left.unwrap_or_default().iter().all(there)
+    let began = Instant::now();
+    let others = loop {
+        let stopped = product.down(agent).await;
+        let left = product.agents().await;
+        // What was not there cannot be stopped, and need not be.
+        if stopped.is_ok() || left.as_ref().is_ok_and(|left| !left.iter().any(there)) {
+            break left.unwrap_or_default();
+        }
+        // A start that was called off may still be undoing itself.
+        if let Err(why) = stopped
+            && began.elapsed() > UNDOING
+        {
+            show::complain(&format!("  {why}"));
+            break left.unwrap_or_default();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    if others.iter().all(there)
         && let Err(why) = product.stop_supervisor().await
     {
         show::complain(&format!("  {why}"));

@@ -42,6 +42,14 @@ pub fn family(root: i32) -> Vec<i32> {
     all
 }
 
+/// A variable in a process's environment, if that may be read and holds it.
+pub fn environment(pid: i32, name: &str) -> Option<String> {
+    let pairs = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value =
+        pairs.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
 /// Reads all readable memory of some processes. One that ends meanwhile is left out.
 pub fn scan(pids: &[i32], needle: &[u8], control: &[u8]) -> std::io::Result<Scan> {
     let mut found = Scan::default();
@@ -112,6 +120,7 @@ mod tests {
         assert!(found.needle >= 1 && found.processes == 1 && found.bytes > 1 << 20, "{found:?}");
         assert_eq!(found.control, 0);
         assert_eq!(family(me).first(), Some(&me));
+        assert_eq!(environment(me, "PATH"), std::env::var("PATH").ok());
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 const UP: Duration = Duration::from_secs(45 * 60);
 const ELSE: Duration = Duration::from_secs(120);
 
+/// Clearing up: somebody waits for it with a finger on Ctrl-C.
+const STOP: Duration = Duration::from_secs(30);
+
 /// The program.
 pub struct Product {
     program: PathBuf,
@@ -152,13 +155,13 @@ impl Product {
 
     /// Stops an agent.
     pub async fn down(&self, agent: &str) -> Result<(), String> {
-        let down = Call { sheltered: true, ..call(&["down", agent]) };
+        let down = Call { sheltered: true, patience: STOP, ..call(&["down", agent]) };
         self.run(down).await?.checked(&format!("down {agent}")).map(drop)
     }
 
     /// Stops the supervisor.
     pub async fn stop_supervisor(&self) -> Result<(), String> {
-        let stop = Call { sheltered: true, ..call(&["serve", "--stop"]) };
+        let stop = Call { sheltered: true, patience: STOP, ..call(&["serve", "--stop"]) };
         self.run(stop).await?.checked("serve --stop").map(drop)
     }
 
@@ -182,11 +185,11 @@ impl Product {
         Ok(entries)
     }
 
-    /// The verdict on the whole audit log, in one line.
+    /// The verdict on the whole audit log, in its own words.
     pub async fn verify_log(&self) -> Result<String, String> {
         let done = self.run(call(&["audit", "verify"])).await?.checked("audit verify")?;
-        let verdict = last_line(&done.stdout).or(last_line(&done.stderr));
-        verdict.map(str::to_owned).ok_or_else(|| "`ringfence audit verify` said nothing".into())
+        let verdict = done.everything().trim().to_owned();
+        if verdict.is_empty() { Err("`ringfence audit verify` said nothing".into()) } else { Ok(verdict) }
     }
 
     /// Asks what is running to end.
@@ -278,10 +281,6 @@ fn values(text: &str) -> Result<Vec<Value>, String> {
 pub fn agents(text: &str) -> Result<Vec<Listed>, String> {
     let parse = |value| serde_json::from_value(value).map_err(|e| format!("cannot read `ringfence ps --json`: {e}"));
     values(text)?.into_iter().map(parse).collect()
-}
-
-fn last_line(text: &str) -> Option<&str> {
-    text.lines().map(str::trim).rfind(|line| !line.is_empty())
 }
 
 #[cfg(test)]

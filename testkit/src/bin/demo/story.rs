@@ -129,13 +129,12 @@ pub async fn tell(product: &Product, stage: &Stage, show: &Show, example: &Path,
     let started = product.up(example, &manifest, &key.text).await?;
     let mut verdict = Verdict::default();
     show_start(show, &started, began.elapsed(), &mut verdict);
+    let before = product.log(agent, &started.sandbox).await?.last().map_or(0, |entry| entry.index + 1);
     let answer = converse(show, &started, &mut verdict).await?;
-    let entries = wait_for_log(product, agent, &started.sandbox, key.played).await?;
-    let (entries, by_hand) = if key.played {
-        (entries, Vec::new())
-    } else {
-        do_what_the_model_would_not(product, agent, &started.sandbox, entries).await?
-    };
+    let log = Log { product, agent, sandbox: &started.sandbox, from: before };
+    let entries = log.wait_for(key.played).await?;
+    let (entries, by_hand) =
+        if key.played { (entries, Vec::new()) } else { log.after_doing_it_by_hand(entries).await? };
 
     show.section("What it called");
     show.table(&log::rows(&entries));
@@ -144,7 +143,11 @@ pub async fn tell(product: &Product, stage: &Stage, show: &Show, example: &Path,
     show_attempts(stage, show, &entries, &answer, &by_hand, &mut verdict)?;
     show.section("The audit log");
     match product.verify_log().await {
-        Ok(line) => show.text(&show.good(&line)),
+        Ok(words) => {
+            let (first, rest) = words.split_once('\n').unwrap_or((&words, ""));
+            show.text(&show.good(first));
+            rest.lines().for_each(|line| show.text(&show.faint(line)));
+        }
         Err(why) => {
             show.text(&show.bad(&why));
             verdict.expect(false, "the audit log does not verify");
@@ -176,8 +179,13 @@ fn key() -> Result<Key, String> {
 
 fn show_start(show: &Show, started: &Started, took: Duration, verdict: &mut Verdict) {
     show.section("The start");
-    let steps: Vec<String> =
-        started.took_ms.0.iter().map(|(step, ms)| format!("{step} {:.1} s", ms / 1000.0)).collect();
+    let steps: Vec<String> = started
+        .took_ms
+        .0
+        .iter()
+        .filter(|(_, ms)| *ms >= 50.0)
+        .map(|(step, ms)| format!("{step} {:.1} s", ms / 1000.0))
+        .collect();
     let steps = if steps.is_empty() { String::new() } else { format!(": {}", steps.join(", ")) };
     let broken: Vec<&str> = started.probes.iter().filter(|p| !p.held).map(|p| p.barrier.as_str()).collect();
     let held = format!("{} of {} held", started.probes.len() - broken.len(), started.probes.len());
@@ -227,41 +235,51 @@ fn word(label: &str) -> &str {
     label.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).trim()
 }
 
-/// The audit log of this start, once it tells of everything that just happened; or what it tells after a while.
-async fn wait_for_log(product: &Product, agent: &str, sandbox: &str, attempted: bool) -> Result<Vec<Entry>, String> {
-    let began = Instant::now();
-    loop {
-        let entries = product.log(agent, sandbox).await?;
-        let whole = !attempted || ATTEMPTS.iter().all(|attempt| entries.iter().any(|entry| attempt.is(entry)));
-        let some = entries.iter().any(Entry::is_outbound);
-        if (some && whole && log::settled(&entries)) || began.elapsed() > LOG {
-            return Ok(entries);
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
+/// The part of the audit log that is about the conversation. What comes before it is the attacks on the fence, which
+/// `up` makes itself.
+struct Log<'a> {
+    product: &'a Product,
+    agent: &'a str,
+    sandbox: &'a str,
+    from: u64,
 }
 
-/// A real model may have seen through the page. Then its tools are used by hand, inside the same sandbox. Gives the
-/// log after that, and what each tool said.
-async fn do_what_the_model_would_not(
-    product: &Product,
-    agent: &str,
-    sandbox: &str,
-    entries: Vec<Entry>,
-) -> Result<(Vec<Entry>, Vec<(&'static str, String)>), String> {
-    let mut said = Vec::new();
-    for attempt in ATTEMPTS.iter().filter(|attempt| !entries.iter().any(|entry| attempt.is(entry))) {
-        let script = format!(
-            "import sys; sys.path.insert(0, '/app'); import tools; print(tools.run({:?}, {:?}))",
-            attempt.tool, attempt.arguments
-        );
-        let done = product.python(agent, &script).await?;
-        said.push((attempt.tool, done.stdout.trim().to_owned()));
+impl Log<'_> {
+    /// The log, once it tells of everything that just happened; or what it tells after a while.
+    async fn wait_for(&self, attempted: bool) -> Result<Vec<Entry>, String> {
+        let began = Instant::now();
+        loop {
+            let mut entries = self.product.log(self.agent, self.sandbox).await?;
+            entries.retain(|entry| entry.index >= self.from);
+            let whole = !attempted || ATTEMPTS.iter().all(|attempt| entries.iter().any(|entry| attempt.is(entry)));
+            let some = entries.iter().any(Entry::is_outbound);
+            if (some && whole && log::settled(&entries)) || began.elapsed() > LOG {
+                return Ok(entries);
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
     }
-    if said.is_empty() {
-        return Ok((entries, said));
+
+    /// A real model may have seen through the page. Then its tools are used by hand, inside the same sandbox. Gives
+    /// the log after that, and what each tool said.
+    async fn after_doing_it_by_hand(
+        &self,
+        entries: Vec<Entry>,
+    ) -> Result<(Vec<Entry>, Vec<(&'static str, String)>), String> {
+        let mut said = Vec::new();
+        for attempt in ATTEMPTS.iter().filter(|attempt| !entries.iter().any(|entry| attempt.is(entry))) {
+            let script = format!(
+                "import sys; sys.path.insert(0, '/app'); import tools; print(tools.run({:?}, {:?}))",
+                attempt.tool, attempt.arguments
+            );
+            let done = self.product.python(self.agent, &script).await?;
+            said.push((attempt.tool, done.stdout.trim().to_owned()));
+        }
+        if said.is_empty() {
+            return Ok((entries, said));
+        }
+        Ok((self.wait_for(true).await?, said))
     }
-    Ok((wait_for_log(product, agent, sandbox, true).await?, said))
 }
 
 /// What `look.py` prints.
@@ -300,7 +318,11 @@ async fn show_key(
         .ok_or_else(|| {
             format!("the search inside the sandbox said what cannot be read: {}", short(&done.stdout, 300))
         })?;
-    let placeholder = looked.env.get(KEY_VARIABLE).map(String::as_str).unwrap_or_default();
+    let listed = product.agents().await?.into_iter().find(|listed| listed.agent == agent);
+    let pid = listed.and_then(|listed| listed.agent_pid).ok_or("`ringfence ps --json` names no `agent_pid`")?;
+    // The agent's own environment, as root sees it; else that of whatever runs beside it.
+    let own = memory::environment(pid, KEY_VARIABLE);
+    let placeholder = own.as_ref().or(looked.env.get(KEY_VARIABLE)).map(String::as_str).unwrap_or_default();
     verdict.expect(!placeholder.is_empty(), format!("the agent has no {KEY_VARIABLE}"));
     let places = looked.found.iter().filter(|(text, _)| text.contains(&key.text)).flat_map(|(_, places)| places);
     let places: Vec<&str> = places.map(String::as_str).collect();
@@ -330,7 +352,7 @@ async fn show_key(
                 many(looked.found.len() as u64, "text looks", "texts look"),
             )),
         ],
-        from_outside(product, agent, key, placeholder, verdict).await?,
+        from_outside(pid, key, placeholder, verdict).await?,
     ];
     rows.push(at_the_upstream(stage, key, entries, verdict)?);
     show.table(&rows);
@@ -338,16 +360,8 @@ async fn show_key(
 }
 
 /// Looks into the agent's memory from the host. Root can; anybody else is told that it was not done.
-async fn from_outside(
-    product: &Product,
-    agent: &str,
-    key: &Key,
-    placeholder: &str,
-    verdict: &mut Verdict,
-) -> Result<Vec<Cell>, String> {
+async fn from_outside(pid: i32, key: &Key, placeholder: &str, verdict: &mut Verdict) -> Result<Vec<Cell>, String> {
     let title = Cell::plain("real key found in its memory");
-    let listed = product.agents().await?.into_iter().find(|listed| listed.agent == agent);
-    let pid = listed.and_then(|listed| listed.agent_pid).ok_or("`ringfence ps --json` names no `agent_pid`")?;
     let (needle, control) = (key.text.clone().into_bytes(), placeholder.to_owned().into_bytes());
     let scan = tokio::task::spawn_blocking(move || memory::scan(&memory::family(pid), &needle, &control));
     match scan.await.map_err(|e| format!("the search in memory broke off: {e}"))? {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::product;
+use crate::product::{self, Listed};
 
 /// Files in the folder.
 pub const CA: &str = "ca.pem";
@@ -141,20 +141,59 @@ async fn serve(folder: &Path, config: &Config, key: &str, alone: oneshot::Receiv
 }
 
 /// Waits until the agent is gone.
+///
+/// It watches the agent's process, and asks about the agent only when that has ended: to ask may start a
+/// supervisor, and an operator who stopped it wants it to stay stopped.
 async fn outlive(config: &Config) {
     let (mut misses, mut silences) = (0, 0);
+    let mut watched: Option<Process> = None;
     while misses < MISSES && silences < SILENCES {
         tokio::time::sleep(BEAT).await;
-        match there(config).await {
-            Some(true) => (misses, silences) = (0, 0),
-            Some(false) => (misses, silences) = (misses + 1, 0),
+        if watched.as_ref().is_some_and(Process::lives) {
+            continue;
+        }
+        match ask(config).await {
+            Some(Some(listed)) => {
+                (misses, silences) = (0, 0);
+                watched = listed.agent_pid.and_then(Process::now);
+            }
+            Some(None) => (misses, silences) = (misses + 1, 0),
             None => silences += 1,
         }
     }
 }
 
-/// Whether the agent is there. `None` if nobody says.
-async fn there(config: &Config) -> Option<bool> {
+/// A process, told from later ones with the same number by when it began.
+struct Process {
+    pid: i32,
+    began: String,
+}
+
+impl Process {
+    fn now(pid: i32) -> Option<Self> {
+        Some(Self { pid, began: began(pid)? })
+    }
+
+    fn lives(&self) -> bool {
+        began(self.pid).as_ref() == Some(&self.began)
+    }
+}
+
+/// When a process began, in ticks since the host did. `None` if it has ended.
+fn began(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in brackets and may hold anything; the state is what comes after it.
+    let (_, after) = stat.rsplit_once(')')?;
+    let mut words = after.split_whitespace();
+    let state = words.next()?;
+    if matches!(state, "X" | "Z") {
+        return None;
+    }
+    words.nth(18).map(str::to_owned)
+}
+
+/// What is listed about the agent, if it is. `None` if nobody says.
+async fn ask(config: &Config) -> Option<Option<Listed>> {
     let mut ask = tokio::process::Command::new(&config.ringfence);
     ask.args(["ps", "--json"]).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(Duration::from_secs(20), ask.output()).await.ok()?.ok()?;
@@ -162,7 +201,7 @@ async fn there(config: &Config) -> Option<bool> {
         return None;
     }
     let agents = product::agents(&String::from_utf8_lossy(&output.stdout)).ok()?;
-    Some(agents.iter().any(|agent| agent.agent == config.agent))
+    Some(agents.into_iter().find(|listed| listed.agent == config.agent))
 }
 
 /// What was seen, in memory and in the folder.
@@ -199,4 +238,21 @@ pub fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, String>
     let path = folder.join(name);
     let text = fs::read(&path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))?;
     serde_json::from_slice(&text).map_err(|e| format!("cannot read `{}`: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_lives_until_it_ends() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::now(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(process.lives());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!process.lives());
+        let other = Process { began: "0".into(), ..Process::now(i32::try_from(std::process::id()).unwrap()).unwrap() };
+        assert!(!other.lives(), "the same number, and another process");
+    }
 }

@@ -1,0 +1,434 @@
+//! Stories told to the real binary, end to end: real namespaces, real packages, real crashes. They need root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failure here is a failed test"
+)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use serde_json::Value;
+
+/// A host of its own: state, run folder, supervisor. Only the store is shared, so that a base is built once.
+struct Host {
+    dir: tempfile::TempDir,
+    run: PathBuf,
+}
+
+impl Host {
+    fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these stories need root: they make sandboxes");
+        let dir = tempfile::tempdir().unwrap();
+        let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("scenario-store");
+        fs::create_dir_all(&store).unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        std::os::unix::fs::symlink(&store, dir.path().join("state/store")).unwrap();
+        let run = PathBuf::from(format!(
+            "/run/rf-{}",
+            dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
+        ));
+        Self { dir, run }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        command
+            .args(args)
+            .env("RINGFENCE_STATE", self.state())
+            .env("RINGFENCE_RUN", &self.run)
+            .env_remove("OPENAI_API_KEY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "ringfence {args:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.push("--json");
+        serde_json::from_str(&self.ok(&all)).unwrap()
+    }
+
+    /// Runs a verb that must fail; gives its exit code and its message.
+    #[track_caller]
+    fn refused(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "ringfence {args:?} succeeded");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Copies a folder of the repository to a place of its own.
+    fn copy(&self, from: &str, name: &str) -> String {
+        let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let to = self.dir.path().join(name);
+        copy(&top.join(from), &to);
+        to.to_str().unwrap().to_owned()
+    }
+
+    /// A small agent of this name that is up.
+    fn small(&self, name: &str) -> Value {
+        let folder = self.copy("tests/scenarios/foreign/fieldnotes", name);
+        self.ok(&["init", &folder, "--name", name, "--port", &free_port().to_string()]);
+        self.json(&["up", &folder])
+    }
+
+    fn agent(&self, name: &str) -> Option<Value> {
+        self.json(&["ps"]).as_array().unwrap().iter().find(|a| a["agent"] == name).cloned()
+    }
+
+    fn supervisor_pid(&self) -> i32 {
+        let wanted = format!("RINGFENCE_STATE={}\0", self.state().display());
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let env = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if String::from_utf8_lossy(&command).contains("serve\0--on-demand")
+                && String::from_utf8_lossy(&env).contains(&wanted)
+            {
+                return pid;
+            }
+        }
+        panic!("no supervisor runs");
+    }
+
+    /// What of a start is still on the host.
+    fn remains(&self, sandbox: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let folder = entry.path().join("ringfence").join(sandbox);
+            if folder.exists() {
+                found.push(folder.display().to_string());
+            }
+        }
+        if self.run.join("sandboxes").join(sandbox).exists() {
+            found.push(format!("run folder of {sandbox}"));
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        found.extend(mounts.lines().filter(|l| l.contains(self.run.to_str().unwrap())).map(str::to_owned));
+        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
+            let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            if backing.starts_with(self.state().to_str().unwrap()) {
+                found.push(format!("loop device on {}", backing.trim()));
+            }
+        }
+        found
+    }
+
+    #[track_caller]
+    fn wait_nothing_remains(&self, sandbox: &str) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.remains(sandbox).is_empty() {
+            assert!(Instant::now() < until, "left behind: {:?}", self.remains(sandbox));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks an agent's page over its ingress, as a person with the link would.
+    fn ask(&self, up: &Value) -> std::io::Result<String> {
+        let url = up["url"].as_str().unwrap();
+        let (origin, token) = url.split_once("/?token=").unwrap();
+        let address = origin.trim_start_matches("https://");
+        let mut roots = rustls::RootCertStore::empty();
+        for cert in CertificateDer::pem_file_iter(self.run.join("ca.pem")).unwrap() {
+            roots.add(cert.unwrap()).unwrap();
+        }
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        let connection =
+            rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address)?);
+        write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nX-Ringfence-Token: {token}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.run(&["down", "--all"]);
+        self.run(&["serve", "--stop"]);
+        let _ = fs::remove_dir_all(&self.run);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name == "__pycache__" || name == "ringfence.toml" || name == "pylock.toml" {
+            continue;
+        }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to.join(name));
+        } else {
+            fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn kill(pid: i64, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+fn lives(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < until, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Somebody else's agent comes up with `init` and `up`, nothing edited; every barrier holds and its page comes out.
+fn foreign(app: &str, kind: &str) {
+    let host = Host::new();
+    let folder = host.copy(&format!("tests/scenarios/foreign/{app}"), app);
+    let init = host.json(&["init", &folder, "--port", &free_port().to_string()]);
+    assert_eq!(init["kind"], kind);
+    let up = host.json(&["up", &folder]);
+    let probes = up["probes"].as_array().unwrap();
+    assert!(probes.len() > 30, "{probes:?}");
+    assert!(probes.iter().all(|p| p["held"] == true), "{probes:?}");
+    assert!(probes.iter().any(|p| p["barrier"] == "first-page"));
+    assert!(host.ask(&up).unwrap().starts_with("HTTP/1.1 200"));
+    let sandbox = up["sandbox"].as_str().unwrap().to_owned();
+    host.ok(&["down", app]);
+    host.wait_nothing_remains(&sandbox);
+}
+
+#[test]
+fn somebody_else_s_flask_app_comes_up() {
+    foreign("fieldnotes", "wsgi");
+}
+
+#[test]
+fn somebody_else_s_fastapi_app_comes_up() {
+    foreign("linkbox", "asgi");
+}
+
+#[test]
+fn somebody_else_s_gradio_app_comes_up() {
+    foreign("poster", "gradio");
+}
+
+#[test]
+fn somebody_else_s_streamlit_app_comes_up() {
+    foreign("trails", "streamlit");
+}
+
+#[test]
+fn agents_outlive_the_supervisor_and_calls_go_on_being_recorded() {
+    let host = Host::new();
+    let up = host.small("survivor");
+    let before = host.agent("survivor").unwrap();
+    kill(i64::from(host.supervisor_pid()), rustix::process::Signal::KILL);
+    // Nobody holds the log now; the gate decides and records all the same.
+    assert!(host.ask(&up).unwrap().starts_with("HTTP/1.1 200"));
+    let after = host.agent("survivor").unwrap();
+    for pid in ["agent_pid", "gate_pid", "shim_pid"] {
+        assert_eq!(before[pid], after[pid], "{pid} changed: the agent did not live on");
+    }
+    let entries = host.ok(&["audit", "survivor", "--json"]);
+    let calls = entries.lines().filter(|l| l.contains("\"direction\":\"ingress\"")).count();
+    let outcomes = entries.lines().filter(|l| l.contains("call.outcome")).count();
+    assert!(calls >= 3 && outcomes >= 3, "two of validation and ours: {calls} {outcomes}");
+    assert_eq!(host.json(&["audit", "verify"])["whole"], true);
+}
+
+#[test]
+fn an_agent_dies_with_its_shim_and_nothing_is_left() {
+    let host = Host::new();
+    let up = host.small("orphan");
+    let view = host.agent("orphan").unwrap();
+    kill(view["shim_pid"].as_i64().unwrap(), rustix::process::Signal::KILL);
+    wait_until("agent and gate died", || {
+        !lives(view["agent_pid"].as_i64().unwrap()) && !lives(view["gate_pid"].as_i64().unwrap())
+    });
+    wait_until("it is noted", || host.agent("orphan").unwrap()["state"] == "failed");
+    host.wait_nothing_remains(up["sandbox"].as_str().unwrap());
+    assert!(host.ok(&["start", "orphan", "--json"]).contains("\"url\""));
+}
+
+#[test]
+fn an_agent_does_not_outlive_its_gate() {
+    let host = Host::new();
+    let up = host.small("gateless");
+    let view = host.agent("gateless").unwrap();
+    kill(view["gate_pid"].as_i64().unwrap(), rustix::process::Signal::KILL);
+    wait_until("the agent died", || !lives(view["agent_pid"].as_i64().unwrap()));
+    wait_until("it is noted", || host.agent("gateless").unwrap()["reason"] == "its gate died");
+    host.wait_nothing_remains(up["sandbox"].as_str().unwrap());
+}
+
+#[test]
+fn calling_a_start_off_leaves_nothing() {
+    let host = Host::new();
+    let folder = host.copy("tests/scenarios/foreign/fieldnotes", "hasty");
+    host.ok(&["init", &folder, "--port", &free_port().to_string()]);
+    for after_ms in [150, 700, 1500] {
+        let mut up = host.command(&["up", &folder]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after_ms));
+        if up.try_wait().unwrap().is_none() {
+            kill(i64::from(up.id()), rustix::process::Signal::INT);
+            assert_eq!(up.wait().unwrap().code(), Some(130));
+        }
+        // The supervisor undoes what it began, or the agent came up just before.
+        wait_until("the start is over", || host.agent("hasty").is_none_or(|a| a["state"] != "starting"));
+        if host.agent("hasty").is_some() {
+            host.ok(&["down", "hasty"]);
+        }
+        wait_until("nothing is left", || {
+            fs::read_dir(host.run.join("sandboxes")).map_or(0, Iterator::count) == 0 && host.remains("sb-").is_empty()
+        });
+    }
+    host.json(&["up", &folder]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_at_once_and_changes_nothing() {
+    let host = Host::new();
+    let up = host.small("first");
+    let folder = host.dir.path().join("first").display().to_string();
+    let (code, text) = host.refused(&["up", &folder]);
+    assert_eq!(code, 2);
+    assert!(text.contains("error[agent.exists]") && text.contains("--replace"), "{text}");
+    // Another agent on the same port.
+    let other = host.copy("tests/scenarios/foreign/fieldnotes", "other");
+    let port = up["url"].as_str().unwrap().split(':').nth(2).unwrap().split('/').next().unwrap().to_owned();
+    host.ok(&["init", &other, "--name", "other", "--port", &port]);
+    let (code, text) = host.refused(&["up", &other]);
+    assert_eq!(code, 2);
+    assert!(text.contains("error[ingress.port_in_use]"), "{text}");
+    // A credential without a source.
+    let manifest = Path::new(&other).join("ringfence.toml");
+    let mut written = fs::read_to_string(&manifest).unwrap().replace(&port, &free_port().to_string());
+    written.push_str("\n[[grant]]\nhost = \"api.example.com\"\ncredential = \"k\"\n[credential.k]\nfrom = \"env:NO_SUCH_KEY\"\nheader = \"Authorization: Bearer {}\"\n");
+    fs::write(&manifest, written).unwrap();
+    let (code, text) = host.refused(&["up", &other]);
+    assert_eq!(code, 2);
+    assert!(text.contains("error[credential.absent]") && text.contains("NO_SUCH_KEY"), "{text}");
+    assert!(host.agent("other").is_none());
+    assert_eq!(host.agent("first").unwrap()["state"], "running");
+}
+
+#[test]
+fn requirements_and_indexes_that_fail_say_why() {
+    let host = Host::new();
+    let folder = host.dir.path().join("needy");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("main.py"), "print('hello')\n").unwrap();
+    fs::write(folder.join("requirements.txt"), "flask==3.0.0\nwerkzeug==1.0.0\n").unwrap();
+    let path = folder.to_str().unwrap();
+    host.ok(&["init", path]);
+    let (code, text) = host.refused(&["up", path]);
+    assert_eq!(code, 2);
+    assert!(text.contains("error[lock.unresolvable]") && text.contains("werkzeug>=3.0.0"), "{text}");
+    assert!(text.lines().count() < 10, "{text}");
+    host.ok(&["serve", "--stop"]);
+    fs::write(folder.join("requirements.txt"), "flask\n").unwrap();
+    let output = host.command(&["up", path]).env("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("error[lock.index_unreachable]"), "{text}");
+    assert!(host.agent("needy").is_none());
+    assert!(!folder.join("pylock.toml").exists());
+}
+
+#[test]
+fn an_agent_s_life_from_start_to_down() {
+    let host = Host::new();
+    let up = host.small("mayfly");
+    let exec = host.run(&["exec", "mayfly", "--", "python3", "-c", "import sys; print('in'); sys.exit(7)"]);
+    assert_eq!((exec.status.code(), exec.stdout.as_slice()), (Some(7), b"in\n".as_slice()));
+    host.ok(&["exec", "mayfly", "--", "python3", "-c", "open('/state/kept', 'w').write('x')"]);
+    assert_eq!(host.json(&["freeze", "mayfly"])["state"], "frozen");
+    assert_eq!(host.json(&["resume", "mayfly"])["state"], "running");
+    assert!(host.ask(&up).unwrap().starts_with("HTTP/1.1 200"));
+    assert_eq!(host.json(&["stop", "mayfly"])["state"], "stopped");
+    host.wait_nothing_remains(up["sandbox"].as_str().unwrap());
+    let again = host.json(&["start", "mayfly"]);
+    assert_eq!(again["url"], up["url"], "the link stays the same");
+    assert_eq!(host.ok(&["exec", "mayfly", "--", "python3", "-c", "print(open('/state/kept').read())"]), "x\n");
+    assert!(host.ok(&["logs", "mayfly"]).contains("Running on"));
+    host.ok(&["down", "mayfly"]);
+    host.wait_nothing_remains(again["sandbox"].as_str().unwrap());
+    assert!(!host.state().join("agents/mayfly").exists());
+    let (code, text) = host.refused(&["logs", "mayfly"]);
+    assert_eq!(code, 2);
+    assert!(text.contains("error[agent.unknown]"), "{text}");
+}
+
+#[test]
+fn an_edited_log_is_found_out() {
+    let host = Host::new();
+    host.small("witness");
+    host.ok(&["down", "witness"]);
+    assert_eq!(host.json(&["audit", "verify"])["whole"], true);
+    host.ok(&["serve", "--stop"]);
+    let bundle = fs::read_dir(host.state().join("audit/tile/entries/000.p")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&bundle).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"witness").unwrap();
+    bytes[at] = b'W';
+    fs::write(&bundle, bytes).unwrap();
+    let log = host.state().join("audit").display().to_string();
+    let key = host.state().join("audit.pub").display().to_string();
+    let output = host.run(&["audit", "verify", "--log", &log, "--key", &key, "--json"]);
+    assert_eq!(output.status.code(), Some(5));
+    let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(verdict["whole"], false);
+    assert!(verdict["problem"]["entry"].is_u64(), "{verdict}");
+}
+
+#[test]
+fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
+    let host = Host::new();
+    host.small("caller");
+    let code = "import urllib.request as u\ntry: u.urlopen('http://203.0.113.9/x')\nexcept Exception as e: print(e)";
+    assert!(host.ok(&["exec", "caller", "--", "python3", "-c", code]).contains("403"));
+    let entries = host.ok(&["audit", "caller", "--json"]);
+    let line = entries.lines().find(|l| l.contains("203.0.113.9")).expect("the call is recorded");
+    let entry: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(entry["decision"], "deny");
+    let explained = host.json(&["explain", &entry["index"].to_string()]);
+    let grant = explained["grant"].as_str().unwrap();
+    assert!(grant.contains("host = \"203.0.113.9\"") && grant.contains("scheme = \"http\""), "{grant}");
+}

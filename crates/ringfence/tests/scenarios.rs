@@ -425,7 +425,8 @@ fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
     let code = "import urllib.request as u\ntry: u.urlopen('http://203.0.113.9/x')\nexcept Exception as e: print(e)";
     assert!(host.ok(&["exec", "caller", "--", "python3", "-c", code]).contains("403"));
     let entries = host.ok(&["audit", "caller", "--json"]);
-    let line = entries.lines().find(|l| l.contains("203.0.113.9")).expect("the call is recorded");
+    let line =
+        entries.lines().find(|l| l.contains("call.intent") && l.contains("203.0.113.9")).expect("the call is recorded");
     let entry: Value = serde_json::from_str(line).unwrap();
     assert_eq!(entry["decision"], "deny");
     let explained = host.json(&["explain", &entry["index"].to_string()]);

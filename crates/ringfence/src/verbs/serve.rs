@@ -18,8 +18,10 @@ pub fn run(args: Serve) -> Result<ExitCode, Report> {
                 print::line("no supervisor runs");
                 return Ok(ExitCode::SUCCESS);
             }
+            let pid = client.hello(&Nothing {}).await?.pid;
             client.shutdown(&Nothing {}).await?;
-            while client.is_there().await {
+            // It closes its socket first and its log last: wait for the process.
+            while lives(pid) {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
             print::line("the supervisor ended; agents run on");
@@ -28,4 +30,9 @@ pub fn run(args: Serve) -> Result<ExitCode, Report> {
     }
     supervisor::serve(Paths::from_env(), Options { on_demand: args.on_demand })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }

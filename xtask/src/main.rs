@@ -20,9 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleet", &["audit", "model"]),
     (
         "ringfence",
-        &[
-            "audit", "fleet", "gate", "identity", "image", "lock", "model", "policy", "sandbox", "secrets", "sys",
-        ],
+        &["audit", "fleet", "gate", "identity", "image", "lock", "model", "policy", "sandbox", "secrets", "sys"],
     ),
 ];
 

@@ -134,10 +134,7 @@ impl Authority {
         params.not_before = now - Duration::HOUR;
         params.not_after = now + Duration::days(LEAF_DAYS);
         let cert = params.signed_by(&key, &self.issuer).map_err(refused("issue a certificate"))?;
-        Ok(Issued {
-            chain_pem: format!("{}{}", cert.pem(), self.pem),
-            key_pem: SecretText::new(key.serialize_pem()),
-        })
+        Ok(Issued { chain_pem: format!("{}{}", cert.pem(), self.pem), key_pem: SecretText::new(key.serialize_pem()) })
     }
 }
 

@@ -292,9 +292,7 @@ impl Explain for ImageError {
             Self::NoPackage { .. } => "check `[image] packages` and `[image] suite` in the manifest".into(),
             Self::NoPython { known, .. } => format!("set `[image] python` to one of {known}"),
             Self::StoreCorrupt { .. } => "it was removed; build again to make it anew".into(),
-            Self::StoreFull { .. } => {
-                "free some space on that disk, and try again".into()
-            }
+            Self::StoreFull { .. } => "free some space on that disk, and try again".into(),
             Self::StoreMissing { what: "image" | "blob", .. } => "build it again".into(),
             _ => return None,
         };

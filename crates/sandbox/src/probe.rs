@@ -249,7 +249,7 @@ fn datagram(address: SocketAddr) -> Result<String, String> {
         Ok(socket) => socket,
         Err(refusal) => return Ok(word(&refusal)),
     };
-    let _ = socket.set_read_timeout(Some(Duration::from_millis(700)));
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
     if let Err(refusal) = socket.send_to(b"probe", address) {
         return Ok(word(&refusal));
     }

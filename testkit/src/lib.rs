@@ -17,4 +17,6 @@ pub mod https;
 pub mod model_server;
 pub mod site;
 pub mod streamlit;
+// One file for the product's page probe and this person at a browser.
+#[path = "../../crates/ringfence/src/supervisor/streamlit_proto.rs"]
 pub mod streamlit_proto;

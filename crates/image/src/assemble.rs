@@ -88,6 +88,7 @@ pub fn build_dependencies(
     let _using = store.using()?;
     let bases: Vec<String> = base.iter().map(|l| l.diff_id.hex()).collect();
     let key = Digest::of(format!("ringfence dependencies 1 {} {key}", bases.join(" ")).as_bytes());
+    let _alone = store.alone(&key, progress)?;
     if let Some(layer) = store.recall::<Layer>(&key).filter(|l| layer::is_whole(store, l)) {
         return Ok(layer);
     }

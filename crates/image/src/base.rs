@@ -32,6 +32,7 @@ pub fn build_base(
 ) -> Result<Vec<Layer>, ImageError> {
     let _using = store.using()?;
     let key = key(plan);
+    let _alone = store.alone(&key, progress)?;
     if let Some(layers) = store.recall::<Vec<Layer>>(&key)
         && layers.iter().all(|l| layer::is_whole(store, l))
     {

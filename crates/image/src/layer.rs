@@ -58,6 +58,7 @@ pub(crate) fn commit(store: &Store, name: &str, tree: &Path, progress: &dyn Prog
     let mut blob = store.blob_writer()?;
     let packed = pack(tree, &mut blob, progress)?;
     let (digest, size) = blob.finish()?;
+    let _alone = store.alone(&packed.diff_id, progress)?;
     adopt(store, tree, &packed.diff_id)?;
     Ok(Layer {
         name: name.into(),
@@ -81,6 +82,9 @@ struct Packed {
 }
 
 /// Moves a folder to where layers are kept, unless an equal one is there.
+///
+/// PRECONDITION: the caller is alone with this layer. Between the move and the seal it looks damaged, and another
+/// builder would throw it away under whoever reads it.
 fn adopt(store: &Store, tree: &Path, diff_id: &Digest) -> Result<(), ImageError> {
     let home = store.layer_dir(diff_id);
     if home.is_dir() && seal::check(store, diff_id)? {
@@ -89,11 +93,7 @@ fn adopt(store: &Store, tree: &Path, diff_id: &Digest) -> Result<(), ImageError>
     if home.exists() {
         discard(store, &home)?;
     }
-    match fs::rename(tree, &home) {
-        // WHY not an error: somebody else was faster, and theirs has the same name by content.
-        Err(_) if home.is_dir() => {}
-        done => done.on("move", tree)?,
-    }
+    fs::rename(tree, &home).on("move", tree)?;
     seal::write(store, diff_id)
 }
 
@@ -379,6 +379,8 @@ fn is_trust_store(path: &str) -> bool {
 }
 
 /// Unpacks a layer blob, already known to be what its name says, to where layers are kept.
+///
+/// PRECONDITION: the caller is alone with this layer.
 pub(crate) fn unpack(
     store: &Store,
     blob: &Digest,
@@ -522,6 +524,35 @@ mod tests {
         assert_eq!(diff_id(&dir, &Silent).unwrap(), layer.diff_id);
         assert_eq!(fs::metadata(dir.join("b/deep/run")).unwrap().permissions().mode() & 0o7777, 0o755);
         assert_eq!(repack(&store, &dir, &Silent).unwrap(), (layer.diff_id, layer.blob));
+    }
+
+    #[test]
+    fn many_builders_of_one_layer_pull_it_from_under_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let store = Store::open(home.path()).unwrap();
+                    for _ in 0..10 {
+                        let stage = store.stage("t").unwrap();
+                        let root = stage.path().join("r");
+                        for n in 0..50 {
+                            fs::create_dir_all(root.join(format!("{n}"))).unwrap();
+                            fs::write(root.join(format!("{n}/file")), "x").unwrap();
+                        }
+                        let layer = commit(&store, "base", &root, &Silent).unwrap();
+                        // As a job that has it mounted would see it: from end to end, at any moment.
+                        let mut seen = 0;
+                        walk(&store.layer_dir(&layer.diff_id), "", &mut |_, _, _| {
+                            seen += 1;
+                            Ok(())
+                        })
+                        .unwrap();
+                        assert_eq!(seen, 100);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

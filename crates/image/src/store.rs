@@ -7,18 +7,21 @@
 //! ├── debs/<hex>      downloaded packages and package lists, by their own digest
 //! ├── cache/<hex>     which result came from which inputs
 //! ├── bench/          mount points for jobs
+//! ├── locks/<name>    who makes what just now
 //! └── tmp/            one folder per living process
 //! ```
 //!
 //! INVARIANT: whatever has its final name is whole. Everything is written below `tmp/` and renamed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ringfence_model::Digest;
 use ringfence_model::digest::Hasher;
+use ringfence_model::work::Progress;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,6 +38,9 @@ pub struct Store {
 
 /// A right to use what is stored: while anybody holds one, nothing is collected.
 pub struct Using(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// A hold on one name of the store.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held for its lock")] File);
 
 /// A tag and what it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +68,7 @@ impl Store {
     /// # Errors
     /// [`ImageError::StoreIo`] or [`ImageError::StoreFull`].
     pub fn open(root: &Path) -> Result<Self, ImageError> {
-        for folder in ["oci/blobs/sha256", "layers", "debs", "cache", "tmp"] {
+        for folder in ["oci/blobs/sha256", "layers", "debs", "cache", "locks", "tmp"] {
             let path = root.join(folder);
             fs::create_dir_all(&path).on("make folder", &path)?;
         }
@@ -119,6 +125,40 @@ impl Store {
         let file = lock_file(&path)?;
         file.lock_shared().on("lock", &path)?;
         Ok(Using(file))
+    }
+
+    /// Waits until nobody else makes what `key` stands for, so that it is made once. Held until dropped.
+    ///
+    /// # Errors
+    /// [`ImageError::Cancelled`]; [`ImageError::StoreIo`].
+    pub(crate) fn alone(&self, key: &Digest, progress: &dyn Progress) -> Result<Alone, ImageError> {
+        let path = self.lock_path(key);
+        let file = lock_file(&path)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Alone(file)),
+                Err(TryLockError::WouldBlock) if progress.is_cancelled() => {
+                    return Err(ImageError::Cancelled("waiting for another build"));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+                Err(TryLockError::Error(e)) => return Err(ImageError::io("lock", &path, e)),
+            }
+        }
+    }
+
+    /// Keeps away whoever would replace what `key` stands for. Held until dropped.
+    ///
+    /// # Errors
+    /// [`ImageError::StoreIo`].
+    pub(crate) fn together(&self, key: &Digest) -> Result<Alone, ImageError> {
+        let path = self.lock_path(key);
+        let file = lock_file(&path)?;
+        file.lock_shared().on("lock", &path)?;
+        Ok(Alone(file))
+    }
+
+    fn lock_path(&self, key: &Digest) -> PathBuf {
+        self.root.join("locks").join(key.hex())
     }
 
     /// A fresh empty folder that goes away when dropped.

@@ -192,6 +192,14 @@ fn check_layer(store: &Store, blob: &Descriptor, diff_id: &Digest, progress: &dy
         return Err(ImageError::Cancelled("verifying an image"));
     }
     let tree = store.layer_dir(diff_id);
+    {
+        // The usual case, in which many may look at the same time.
+        let _together = store.together(diff_id)?;
+        if tree.is_dir() && seal::check(store, diff_id)? && blob_is_right(store, blob)? {
+            return Ok(());
+        }
+    }
+    let _alone = store.alone(diff_id, progress)?;
     let tree_is_right = tree.is_dir()
         && (seal::check(store, diff_id)? || {
             let right = layer::diff_id(&tree, progress).is_ok_and(|found| found == *diff_id);

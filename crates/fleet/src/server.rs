@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
 use ringfence_model::{Fault, Report};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -118,25 +120,38 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Report>
         .map_err(|e| Report::new("api.request", Fault::Caller, "cannot read the request").cause(e))
 }
 
-/// Serves `control` on `listener` until the process ends. `admits` says which uids may speak.
-pub async fn serve<C: Control>(listener: UnixListener, control: Arc<C>, admits: impl Fn(u32) -> bool) {
+/// Serves `control` on `listener` until `quit` completes, then lets answers that are on their way arrive, for as long
+/// as `grace`. `admits` says which uids may speak.
+pub async fn serve<C: Control>(
+    listener: UnixListener,
+    control: Arc<C>,
+    admits: impl Fn(u32) -> bool,
+    quit: impl Future<Output = ()>,
+    grace: Duration,
+) {
+    let mut quit = std::pin::pin!(quit);
+    let open = GracefulShutdown::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut quit => break,
+        };
+        let Ok((stream, _)) = stream else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         let Ok(peer) = stream.peer_cred() else { continue };
         let caller = Caller { uid: peer.uid(), pid: peer.pid() };
         let admitted = admits(caller.uid);
         let control = Arc::clone(&control);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&control), caller, admitted, request));
-            let _ = hyper::server::conn::http1::Builder::new()
-                .max_buf_size(64 << 10)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
+        let service = service_fn(move |request| answer(Arc::clone(&control), caller, admitted, request));
+        let connection = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(open.watch(connection));
     }
+    drop(listener);
+    let _ = tokio::time::timeout(grace, open.shutdown()).await;
 }
 
 /// The lines of an answer, as a body.

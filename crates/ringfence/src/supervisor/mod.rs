@@ -42,6 +42,9 @@ use recorder::{Recorder, tracing_line};
 /// An on-demand supervisor ends after so long without agents and without callers.
 const IDLE: Duration = Duration::from_secs(20);
 
+/// How long an ending supervisor waits for its last answers to arrive.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// How `serve` was asked to run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -106,22 +109,24 @@ pub fn serve(paths: Paths, options: Options) -> Result<(), Report> {
     runtime.block_on(async {
         supervisor.adopt_all();
         let uid = rustix::process::geteuid().as_raw();
-        let serving =
-            ringfence_fleet::server::serve(listener, Arc::clone(&supervisor), move |peer| peer == 0 || peer == uid);
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
             .map_err(|e| step("listen for signals", &e))?;
         let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
             .map_err(|e| step("listen for signals", &e))?;
-        tokio::select! {
-            () = serving => {}
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-            () = supervisor.quit.notified() => {}
-            () = supervisor.idle(), if options.on_demand => {}
-        }
+        let quit = async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                () = supervisor.quit.notified() => {}
+                () = supervisor.idle(), if options.on_demand => {}
+            }
+            // Nobody finds a door that is about to close; whoever has come in gets the answer.
+            let _ = fs::remove_file(supervisor.paths.socket());
+        };
+        let admits = move |peer| peer == 0 || peer == uid;
+        ringfence_fleet::server::serve(listener, Arc::clone(&supervisor), admits, quit, GRACE).await;
         Ok::<_, Report>(())
     })?;
-    let _ = fs::remove_file(supervisor.paths.socket());
     supervisor.recorder.stop();
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(())

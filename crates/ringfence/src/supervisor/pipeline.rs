@@ -45,6 +45,8 @@ pub(super) fn prepare(
         progress.tell(Step { name: name.into(), doing: doing.into(), done: 0, total: None });
     };
     let uv = Uv::find(env::read(env::UV).map(PathBuf::from).as_deref())?;
+    // From the first layer to the tag: what a collection takes in between would be missing later.
+    let _using = store.using()?;
     let runner = JobRunner { paths, program, called_off, fence: start::fence(manifest) };
 
     let began = Instant::now();
@@ -91,5 +93,6 @@ pub(super) fn prepare(
     )?;
     timed("app", began);
     go_on("building the image")?;
+    store.tag(manifest.name.as_str(), &built.digest)?;
     Ok(Prepared { digest: built.digest, took_ms })
 }

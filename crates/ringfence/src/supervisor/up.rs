@@ -114,7 +114,6 @@ impl Supervisor {
             sandbox: None,
             since: Some(Timestamp::now()),
         };
-        self.store.tag(agent.name.as_str(), &prepared.digest)?;
         let result = self.start_and_validate(agent.clone(), secrets, guardrails, ingress, &telling, &mut took).await;
         if result.is_err() && before.is_none() {
             // A first start that failed leaves no agent behind; its image stays, so that the next try is quick.
@@ -137,7 +136,6 @@ impl Supervisor {
         self.record_operator(caller, "build", super::about(&manifest.name), "begun")?;
         let telling = self.telling(&sink);
         let prepared = self.prepare(&request, &manifest, &telling, &mut Took::default()).await?;
-        self.store.tag(manifest.name.as_str(), &prepared.digest)?;
         sink.send(&UpEvent::Built { image: prepared.digest.to_string() }).await;
         Ok(())
     }

@@ -528,31 +528,35 @@ mod tests {
 
     #[test]
     fn many_builders_of_one_layer_pull_it_from_under_nobody() {
-        let home = tempfile::tempdir().unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let store = Store::open(home.path()).unwrap();
-                    for _ in 0..10 {
+        for _ in 0..10 {
+            let home = tempfile::tempdir().unwrap();
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let store = Store::open(home.path()).unwrap();
                         let stage = store.stage("t").unwrap();
                         let root = stage.path().join("r");
-                        for n in 0..50 {
+                        for n in 0..100 {
                             fs::create_dir_all(root.join(format!("{n}"))).unwrap();
                             fs::write(root.join(format!("{n}/file")), "x").unwrap();
                         }
+                        start.wait();
                         let layer = commit(&store, "base", &root, &Silent).unwrap();
-                        // As a job that has it mounted would see it: from end to end, at any moment.
-                        let mut seen = 0;
-                        walk(&store.layer_dir(&layer.diff_id), "", &mut |_, _, _| {
-                            seen += 1;
-                            Ok(())
-                        })
-                        .unwrap();
-                        assert_eq!(seen, 100);
-                    }
-                });
-            }
-        });
+                        // As a job that has it mounted sees it: whole, at any moment.
+                        for _ in 0..20 {
+                            let mut seen = 0;
+                            let mut count = |_: &Path, _: &str, _: &Metadata| {
+                                seen += 1;
+                                Ok(())
+                            };
+                            walk(&store.layer_dir(&layer.diff_id), "", &mut count).unwrap();
+                            assert_eq!(seen, 200);
+                        }
+                    });
+                }
+            });
+        }
     }
 
     #[test]

@@ -36,11 +36,10 @@ fn main() -> ExitCode {
     }
     let mut trials = vec![Trial::test("the_whole_fence_holds_against_every_attack", || held(whole_fence))];
     for row in &ATTACKS {
-        let absent = row.needs.is_some_and(|path| !Path::new(path).exists());
         trials.push(Trial::test(format!("{}_holds", row.barrier), || held(|| row.holds())));
         let layers: Vec<String> = row.layers.iter().map(|l| format!("{l:?}").to_lowercase()).collect();
         let name = format!("{}_falls_without_{}", row.barrier, layers.join("_and_"));
-        trials.push(Trial::test(name, || held(|| row.falls())).with_ignored_flag(absent));
+        trials.push(Trial::test(name, || held(|| row.falls())));
     }
     trials.extend(TESTS.iter().map(|(name, test)| Trial::test(*name, move || held(test))));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -86,12 +85,25 @@ struct Attack {
     layers: &'static [Layer],
     /// Whether each of the layers is enough alone. Not told where that is up to a setting of the host.
     each_is_enough: bool,
-    /// What a host must have for the attack to have an aim at all.
-    needs: Option<&'static str>,
+    /// For an attack at something that not every kernel has.
+    kin: Option<Kin>,
 }
 
+/// An attack that the same rule stops, at something that every kernel has.
+struct Kin {
+    /// What the attack itself aims at. Where a host has it, that attack is tried as well.
+    aim: &'static str,
+    /// The attack, as a command. It ends with success if it gets through.
+    argv: &'static [&'static str],
+    /// What it says otherwise.
+    refusals: &'static [&'static str],
+}
+
+/// A socket of a family that is allowed, with a protocol that is not: what is not listed is denied.
+const GENERIC_NETLINK: [&str; 3] = ["perl", "-e", "socket(my $socket, 16, 3, 16) or do { print qq($!); exit 1 }"];
+
 const fn attack(barrier: &'static str, layers: &'static [Layer]) -> Attack {
-    Attack { barrier, layers, each_is_enough: true, needs: None }
+    Attack { barrier, layers, each_is_enough: true, kin: None }
 }
 
 impl Attack {
@@ -99,16 +111,30 @@ impl Attack {
         Self { each_is_enough: false, ..self }
     }
 
-    const fn needing(self, path: &'static str) -> Self {
-        Self { needs: Some(path), ..self }
+    const fn aimed_at(
+        self,
+        aim: &'static str,
+        argv: &'static [&'static str],
+        refusals: &'static [&'static str],
+    ) -> Self {
+        Self { kin: Some(Kin { aim, argv, refusals }), ..self }
     }
 
     fn holds(&self) {
         let finding = &WHOLE[self.barrier];
         assert!(finding.held, "{finding:?}");
+        if let Some(kin) = &self.kin {
+            kin.is_refused(&[]);
+        }
     }
 
     fn falls(&self) {
+        if let Some(kin) = &self.kin {
+            kin.falls(self.layers);
+            if !Path::new(kin.aim).exists() {
+                return;
+            }
+        }
         let finding = self.tried_without(self.layers);
         assert!(!finding.held, "with {:?} off it should get through: {finding:?}", self.layers);
         if !self.each_is_enough {
@@ -126,15 +152,45 @@ impl Attack {
     }
 }
 
+impl Kin {
+    fn tried_without(&self, layers: &[Layer]) -> (i32, String) {
+        Sandbox::fenced(without(layers)).exec(self.argv)
+    }
+
+    fn is_refused(&self, layers: &[Layer]) {
+        let (code, said) = self.tried_without(layers);
+        let refused = self.refusals.iter().any(|refusal| said.contains(refusal));
+        assert!(code != 0 && refused, "{:?} with {layers:?} off: {code}, {said}", self.argv);
+    }
+
+    /// Gets through once all layers are gone; each of them is enough alone.
+    fn falls(&self, layers: &[Layer]) {
+        let (code, said) = self.tried_without(layers);
+        assert_eq!(code, 0, "{:?} with {layers:?} off should get through: {said}", self.argv);
+        for layer in layers {
+            let others: Vec<Layer> = layers.iter().filter(|l| *l != layer).copied().collect();
+            self.is_refused(&others);
+        }
+    }
+}
+
 /// Found by taking away every set of layers: these are the least ones.
 static ATTACKS: [Attack; 23] = [
     attack("become-root", &[Privileges]),
     attack("bpf", &[User, Privileges, Seccomp]).up_to_the_host(),
     attack("chroot", &[Privileges, Seccomp]),
     // Where the module is not loaded, this kernel may well have none.
-    attack("crypto-socket", &[Seccomp]).up_to_the_host().needing("/sys/module/af_alg"),
+    attack("crypto-socket", &[Seccomp]).up_to_the_host().aimed_at(
+        "/sys/module/af_alg",
+        &GENERIC_NETLINK,
+        &["Operation not permitted"],
+    ),
     attack("host-keys", &[User, Masks]),
-    attack("host-memory", &[User, Privileges, Masks]).up_to_the_host().needing("/proc/kcore"),
+    attack("host-memory", &[User, Privileges, Masks]).up_to_the_host().aimed_at(
+        "/proc/kcore",
+        &["bash", "-c", "exec 3</proc/timer_list && { read -r line <&3 || { echo empty; exit 1; }; }"],
+        &["Permission denied", "empty"],
+    ),
     attack("interfaces", &[Network]),
     attack("io-uring", &[Seccomp]),
     attack("kernel-settings", &[User, Privileges, Masks]),
@@ -147,9 +203,13 @@ static ATTACKS: [Attack; 23] = [
     attack("ptrace", &[Seccomp]),
     attack("raw-socket", &[User, Privileges, Seccomp]),
     attack("run-anonymous-code", &[Seccomp]),
-    attack("sysrq", &[User, Privileges, Masks]).up_to_the_host().needing("/proc/sysrq-trigger"),
+    attack("sysrq", &[User, Privileges, Masks]).up_to_the_host().aimed_at(
+        "/proc/sysrq-trigger",
+        &["bash", "-c", "mask=$(cat /proc/irq/default_smp_affinity) && echo $mask >/proc/irq/default_smp_affinity"],
+        &["Permission denied", "Read-only file system"],
+    ),
     attack("userfaultfd", &[Seccomp]),
-    attack("vm-socket", &[Seccomp]).needing("/sys/module/vsock"),
+    attack("vm-socket", &[Seccomp]).aimed_at("/sys/module/vsock", &GENERIC_NETLINK, &["Operation not permitted"]),
     attack("write-app", &[User, Root, Privileges, Landlock]),
     attack("write-root", &[User, Root, Privileges, Landlock]),
 ];

@@ -1,0 +1,213 @@
+//! A host of its own for one test, with its state, its run folder and its supervisor.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use serde_json::Value;
+
+/// A host of its own: state, run folder, supervisor. Only the store is shared, so that a base is built once.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub run: PathBuf,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these stories need root: they make sandboxes");
+        let dir = tempfile::tempdir().unwrap();
+        let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("scenario-store");
+        fs::create_dir_all(&store).unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        std::os::unix::fs::symlink(&store, dir.path().join("state/store")).unwrap();
+        let run = PathBuf::from(format!(
+            "/run/rf-{}",
+            dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
+        ));
+        Self { dir, run }
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        command
+            .args(args)
+            .env("RINGFENCE_STATE", self.state())
+            .env("RINGFENCE_RUN", &self.run)
+            .env_remove("OPENAI_API_KEY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "ringfence {args:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.push("--json");
+        serde_json::from_str(&self.ok(&all)).unwrap()
+    }
+
+    /// Runs a verb that must fail; gives its exit code and its message.
+    #[track_caller]
+    pub fn refused(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "ringfence {args:?} succeeded");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Copies a folder of the repository to a place of its own.
+    pub fn copy(&self, from: &str, name: &str) -> String {
+        let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let to = self.dir.path().join(name);
+        copy(&top.join(from), &to);
+        to.to_str().unwrap().to_owned()
+    }
+
+    /// A small agent of this name that is up.
+    pub fn small(&self, name: &str) -> Value {
+        let folder = self.copy("tests/scenarios/foreign/fieldnotes", name);
+        self.ok(&["init", &folder, "--name", name, "--port", &free_port().to_string()]);
+        self.json(&["up", &folder])
+    }
+
+    pub fn agent(&self, name: &str) -> Option<Value> {
+        self.json(&["ps"]).as_array().unwrap().iter().find(|a| a["agent"] == name).cloned()
+    }
+
+    pub fn supervisor_pid(&self) -> i32 {
+        let wanted = format!("RINGFENCE_STATE={}\0", self.state().display());
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let env = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if String::from_utf8_lossy(&command).contains("serve\0--on-demand")
+                && String::from_utf8_lossy(&env).contains(&wanted)
+            {
+                return pid;
+            }
+        }
+        panic!("no supervisor runs");
+    }
+
+    /// What of a start is still on the host.
+    pub fn remains(&self, sandbox: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let folder = entry.path().join("ringfence").join(sandbox);
+            if folder.exists() {
+                found.push(folder.display().to_string());
+            }
+        }
+        if self.run.join("sandboxes").join(sandbox).exists() {
+            found.push(format!("run folder of {sandbox}"));
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        found.extend(mounts.lines().filter(|l| l.contains(self.run.to_str().unwrap())).map(str::to_owned));
+        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
+            let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            if backing.starts_with(self.state().to_str().unwrap()) {
+                found.push(format!("loop device on {}", backing.trim()));
+            }
+        }
+        found
+    }
+
+    #[track_caller]
+    pub fn wait_nothing_remains(&self, sandbox: &str) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.remains(sandbox).is_empty() {
+            assert!(Instant::now() < until, "left behind: {:?}", self.remains(sandbox));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks an agent's page over its ingress, as a person with the link would.
+    pub fn ask(&self, up: &Value) -> std::io::Result<String> {
+        let url = up["url"].as_str().unwrap();
+        let (origin, token) = url.split_once("/?token=").unwrap();
+        let address = origin.trim_start_matches("https://");
+        let mut roots = rustls::RootCertStore::empty();
+        for cert in CertificateDer::pem_file_iter(self.run.join("ca.pem")).unwrap() {
+            roots.add(cert.unwrap()).unwrap();
+        }
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        let connection =
+            rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address)?);
+        write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nX-Ringfence-Token: {token}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.run(&["down", "--all"]);
+        self.run(&["serve", "--stop"]);
+        let _ = fs::remove_dir_all(&self.run);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name == "__pycache__" || name == "ringfence.toml" || name == "pylock.toml" {
+            continue;
+        }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to.join(name));
+        } else {
+            fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn kill(pid: i64, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+pub fn lives(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[track_caller]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < until, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

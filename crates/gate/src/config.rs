@@ -82,16 +82,18 @@ pub struct Fds {
     pub host_netns: Option<i32>,
     /// The audit spool, opened to read and append.
     pub spool: i32,
-    /// Where one line of [`Ready`] goes.
+    /// Where lines of [`Ready`] go.
     pub ready: i32,
 }
 
-/// What the process says once it is up, or why it is not.
+/// What the process says, a line each: first its certificate, then that it is up; or, at any point, why it is not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// It is up; the agent must trust this certificate.
+    /// The agent must trust this certificate. Nothing is served yet.
     CaPem(String),
+    /// It is up.
+    Up,
     /// It is not, and nothing was let through.
     Error(Report),
 }

@@ -148,6 +148,23 @@ impl Gate {
     /// # Errors
     /// [`GateError`].
     pub fn open(config: &GateConfig, log: Arc<dyn Record>) -> Result<Arc<Self>, GateError> {
+        let authority = Self::authority(config)?;
+        Self::open_with(config, log, authority)
+    }
+
+    /// The authority of a gate to be. It is made first, because whoever starts the agent waits for its certificate.
+    ///
+    /// # Errors
+    /// [`GateError::Tls`].
+    pub(crate) fn authority(config: &GateConfig) -> Result<tls::Authority, GateError> {
+        tls::Authority::generate(&config.agent).map_err(|source| GateError::Tls { agent: config.agent.clone(), source })
+    }
+
+    pub(crate) fn open_with(
+        config: &GateConfig,
+        log: Arc<dyn Record>,
+        authority: tls::Authority,
+    ) -> Result<Arc<Self>, GateError> {
         let agent = config.agent.clone();
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
             .map_err(|source| GateError::Policy { agent: agent.clone(), source })?;
@@ -160,7 +177,6 @@ impl Gate {
             inject::check(lease).map_err(|why| GateError::Secret { credential: credential.clone(), why })?;
         }
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
-        let authority = tls::Authority::generate(&agent).map_err(tls)?;
         let trust = tls::Trust::load(&config.grants).map_err(tls)?;
         Ok(Arc::new(Self {
             policy,

@@ -42,28 +42,24 @@ pub fn main(config_fd: i32) -> ExitCode {
     };
     let Ok(ready) = fd::adopt(config.fds.ready) else { return ExitCode::from(1) };
     let mut ready = File::from(ready);
-    match prepare(config) {
-        Ok(prepared) => {
-            let ca = Ready::CaPem(prepared.gate.ca_pem().to_owned());
-            match prepared.serve(|| tell(ready, &ca)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    tracing::error!(%error, "the gate ended");
-                    ExitCode::from(1)
-                }
+    match prepare(config, &mut ready) {
+        Ok(prepared) => match prepared.serve(|| tell(&mut ready, &Ready::Up).map(|()| drop(ready))) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(%error, "the gate ended");
+                ExitCode::from(1)
             }
-        }
+        },
         Err(report) => {
             let code = report.exit_code();
-            let line = serde_json::to_string(&Ready::Error(report)).unwrap_or_default();
             // Whoever waits sees the pipe close if this fails.
-            let _ = writeln!(ready, "{line}");
+            let _ = tell(&mut ready, &Ready::Error(report));
             ExitCode::from(code)
         }
     }
 }
 
-fn tell(mut to: File, what: &Ready) -> std::io::Result<()> {
+fn tell(to: &mut File, what: &Ready) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
     to.write_all(&line)
@@ -104,12 +100,14 @@ enum Door {
     Here(Ingress<Here>),
 }
 
-fn prepare(mut config: GateConfig) -> Result<Prepared, Report> {
+fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report> {
     let parent = rustix::process::getppid();
     let host = |what: &str| Report::new("gate.start", Fault::Host, format!("cannot {what}"));
     let take = |number: i32, what: &str| {
         fd::adopt(number).map_err(|e| host(&format!("use the inherited descriptor {number} ({what})")).because(&e))
     };
+    let authority = Gate::authority(&config)?;
+    tell(ready, &Ready::CaPem(authority.ca_pem().to_owned())).map_err(|e| host("tell the certificate").because(&e))?;
     raise_open_files();
     let fds = std::mem::take(&mut config.fds);
     let take_all =
@@ -133,7 +131,7 @@ fn prepare(mut config: GateConfig) -> Result<Prepared, Report> {
         .map_err(|e| host("start the event loop").because(&e))?;
     let gate = {
         let _entered = runtime.enter();
-        Gate::open(&config, Arc::new(spool)).map_err(Report::from)?
+        Gate::open_with(&config, Arc::new(spool), authority).map_err(Report::from)?
     };
 
     let barrier = |e: ConfineError| {
@@ -237,6 +235,7 @@ impl Prepared {
                 };
             }
             ready()?;
+            ringfence_sys::memory::forget_startup();
             match tasks.join_next().await {
                 Some(Ok(ended)) => ended,
                 Some(Err(error)) => Err(std::io::Error::other(error)),

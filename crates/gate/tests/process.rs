@@ -53,6 +53,7 @@ fn held(test: fn()) -> Result<(), Failed> {
 
 struct Running {
     child: std::process::Child,
+    certificate: Option<String>,
     ready: Option<Ready>,
     spool: std::path::PathBuf,
     _capture: Option<OwnedFd>,
@@ -120,9 +121,17 @@ fn start(mut config: GateConfig, ingress: Option<TcpListener>) -> Running {
     .start()
     .unwrap();
     let mut line = String::new();
-    BufReader::new(std::fs::File::from(ready_read)).read_line(&mut line).unwrap();
-    let ready = serde_json::from_str(&line).ok();
-    Running { child, ready, spool, _capture: Some(capture.link), _dir: dir }
+    let mut word = BufReader::new(std::fs::File::from(ready_read));
+    word.read_line(&mut line).unwrap();
+    let mut certificate = None;
+    let mut ready = serde_json::from_str(&line).ok();
+    if let Some(Ready::CaPem(pem)) = ready {
+        certificate = Some(pem);
+        line.clear();
+        word.read_line(&mut line).unwrap();
+        ready = serde_json::from_str(&line).ok();
+    }
+    Running { child, certificate, ready, spool, _capture: Some(capture.link), _dir: dir }
 }
 
 fn query(name: &str, rtype: RecordType) -> Vec<u8> {
@@ -209,7 +218,8 @@ fn confined_gate() {
 /// What the agent sees, from a thread in its namespace.
 fn in_namespace(config: GateConfig, door: TcpListener) -> Running {
     let running = start(config, Some(door));
-    let Some(Ready::CaPem(ca)) = running.ready.clone() else { panic!("not ready: {:?}", running.ready) };
+    assert_eq!(running.ready, Some(Ready::Up));
+    let ca = running.certificate.clone().unwrap();
 
     let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
     for line in [

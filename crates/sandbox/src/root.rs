@@ -36,19 +36,12 @@ pub fn private_mounts() -> Result<(), SandboxError> {
         .map_err(|e| SandboxError::missing("mount-namespace", e, "run as root"))
 }
 
-/// Mounts the layers, the thin layer with `bundle` in every trust store, and the state volume.
+/// Mounts what does not depend on the gate: the place for everything else, the state volume, the sources.
 ///
 /// # Errors
 /// [`SandboxError`] naming the step.
-pub fn mount(spec: &SandboxSpec, bundle: &[u8]) -> Result<Root, SandboxError> {
+pub fn begin(spec: &SandboxSpec) -> Result<Root, SandboxError> {
     tmpfs(&spec.mount_dir)?;
-    let thin = spec.mount_dir.join("thin");
-    let root = spec.mount_dir.join("root");
-    for folder in [&thin, &root] {
-        fs::create_dir_all(folder).map_err(SandboxError::step(format!("create `{}`", folder.display())))?;
-    }
-    fill(spec, &thin, bundle).map_err(SandboxError::step("write the sandbox's own files"))?;
-    overlay(spec, &thin, &root)?;
     let state = spec.state.as_ref().map(|volume| mount_state(spec, volume)).transpose()?;
     // WHY: the container's own root is a stranger to the host and may not walk to these sources, so they are
     // brought here by the shim, and bound from here.
@@ -58,7 +51,20 @@ pub fn mount(spec: &SandboxSpec, bundle: &[u8]) -> Result<Root, SandboxError> {
         bring(&wanted.source, &at)?;
         mounts.push(at);
     }
-    Ok(Root { path: root, state, mounts })
+    Ok(Root { path: spec.mount_dir.join("root"), state, mounts })
+}
+
+/// Mounts the layers under the thin layer, with `bundle` in every trust store.
+///
+/// # Errors
+/// [`SandboxError`] naming the step.
+pub fn finish(spec: &SandboxSpec, root: &Root, bundle: &[u8]) -> Result<(), SandboxError> {
+    let thin = spec.mount_dir.join("thin");
+    for folder in [&thin, &root.path] {
+        fs::create_dir_all(folder).map_err(SandboxError::step(format!("create `{}`", folder.display())))?;
+    }
+    fill(spec, &thin, bundle).map_err(SandboxError::step("write the sandbox's own files"))?;
+    overlay(spec, &thin, &root.path)
 }
 
 fn bring(source: &Path, at: &Path) -> Result<(), SandboxError> {

@@ -56,12 +56,13 @@ pub struct Exit {
     pub time: Timestamp,
 }
 
-/// The line that a gate writes when it is up, or could not come up.
+/// A line that a gate writes: its certificate first, then that it is up; or why it is not.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(rename_all = "snake_case")]
 enum GateLine {
-    Failed { error: Report },
-    Up { ca_pem: String },
+    CaPem(String),
+    Up,
+    Error(Report),
 }
 
 /// The body of `ringfence shim-process`.
@@ -128,28 +129,30 @@ impl Shim {
         let signals =
             process::signal_fd(&[libc::SIGCHLD, libc::SIGTERM]).map_err(SandboxError::step("listen for signals"))?;
         let spool = open_spool(&spec, "shim")?;
-        let entry = Entry::prepare(&spec)?;
         let host_netns = File::open("/proc/self/ns/net").map_err(SandboxError::step("open the host's network"))?;
         root::private_mounts()?;
         let capture = if spec.fence.network { Some(make_network()?) } else { None };
-        let (gate, ready) = match capture {
+        let (gate, mut word) = match capture {
             Some(capture) => {
-                let (gate, ready) = start_gate(&spec, capture, host_netns.into(), gate_config, ingress)?;
-                (Some(gate), Some(ready))
+                let (gate, word) = start_gate(&spec, capture, host_netns.into(), gate_config, ingress)?;
+                (Some(gate), Some(word))
             }
             None => (None, None),
         };
-        // From here on a failure must take the gate along.
+        // From here on a failure must take the gate along. What follows happens while the gate gets ready.
         let mut half = Half { gate, agent: None };
-        let ca_pem = ready.map(wait_for_gate).transpose()?;
+        let entry = Entry::prepare(&spec)?;
+        let root = root::begin(&spec)?;
+        let ca_pem = word.as_mut().map(GateWord::certificate).transpose()?;
         let bundle = trust_bundle(&spec, ca_pem.as_deref())?;
-        let root = root::mount(&spec, &bundle)?;
+        root::finish(&spec, &root, &bundle)?;
         let (container, output) = create_container(&spec, &root, &entry)?;
         let agent = container
             .pid()
             .and_then(|pid| Pid::from_raw(pid.as_raw()))
             .ok_or(SandboxError::Runtime { doing: "start the agent", why: "it has no process id".into() })?;
         half.agent = Some(agent);
+        word.as_mut().map(GateWord::up).transpose()?;
         let control = spec.control();
         let _ = fs::remove_file(&control);
         let listener =
@@ -216,6 +219,7 @@ impl Shim {
     }
 
     fn serve(mut self) {
+        ringfence_sys::memory::forget_startup();
         loop {
             let mut watched =
                 vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
@@ -605,7 +609,7 @@ fn start_gate(
     host: OwnedFd,
     config: OwnedFd,
     ingress: Option<OwnedFd>,
-) -> Result<(Gate, OwnedFd), Report> {
+) -> Result<(Gate, GateWord), Report> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SandboxError::step("make a pipe")(e.into()))?;
     let Capture { tcp: [t4, t6], dns: [d4, d6], udp: [u4, u6], link } = capture;
@@ -633,21 +637,42 @@ fn start_gate(
     .map_err(SandboxError::step("start the gate"))?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| SandboxError::Gate("it has no process id".into()))?;
-    Ok((Gate { pid, _link: link }, reader))
+    Ok((Gate { pid, _link: link }, GateWord(BufReader::new(File::from(reader)))))
 }
 
-fn wait_for_gate(reader: OwnedFd) -> Result<String, Report> {
-    let limit = Timespec { tv_sec: i64::try_from(GATE_PATIENCE.as_secs()).unwrap_or(10), tv_nsec: 0 };
-    let mut watched = [PollFd::from_borrowed_fd(reader.as_fd(), PollFlags::IN)];
-    if poll(&mut watched, Some(&limit)).unwrap_or(0) == 0 {
-        return Err(SandboxError::Gate(format!("no word from it in {} seconds", GATE_PATIENCE.as_secs())).into());
+/// What a gate says while it comes up.
+struct GateWord(BufReader<File>);
+
+impl GateWord {
+    fn certificate(&mut self) -> Result<String, Report> {
+        match self.next()? {
+            GateLine::CaPem(pem) => Ok(pem),
+            GateLine::Error(report) => Err(report),
+            GateLine::Up => Err(SandboxError::Gate("it showed no certificate".into()).into()),
+        }
     }
-    let mut line = String::new();
-    BufReader::new(File::from(reader)).read_line(&mut line).map_err(SandboxError::step("hear from the gate"))?;
-    match serde_json::from_str(&line) {
-        Ok(GateLine::Up { ca_pem }) => Ok(ca_pem),
-        Ok(GateLine::Failed { error }) => Err(error),
-        Err(_) => Err(SandboxError::Gate("it ended before it was up; see gate.log".into()).into()),
+
+    fn up(&mut self) -> Result<(), Report> {
+        match self.next()? {
+            GateLine::Up => Ok(()),
+            GateLine::Error(report) => Err(report),
+            GateLine::CaPem(_) => Err(SandboxError::Gate("it showed two certificates".into()).into()),
+        }
+    }
+
+    fn next(&mut self) -> Result<GateLine, Report> {
+        let limit = Timespec { tv_sec: i64::try_from(GATE_PATIENCE.as_secs()).unwrap_or(10), tv_nsec: 0 };
+        if self.0.buffer().is_empty() {
+            let mut watched = [PollFd::from_borrowed_fd(self.0.get_ref().as_fd(), PollFlags::IN)];
+            if poll(&mut watched, Some(&limit)).unwrap_or(0) == 0 {
+                let why = format!("no word from it in {} seconds", GATE_PATIENCE.as_secs());
+                return Err(SandboxError::Gate(why).into());
+            }
+        }
+        let mut line = String::new();
+        self.0.read_line(&mut line).map_err(SandboxError::step("hear from the gate"))?;
+        serde_json::from_str(&line)
+            .map_err(|_| SandboxError::Gate("it ended before it was up; see gate.log".into()).into())
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`netns`], [`capture`]: a namespace without wires, and the program that hands all of it to the gate
 //! - [`seccomp`], [`landlock`]: what a process may ask of the kernel, and which files it may touch
 //! - [`disk`]: volumes with a size
+//! - [`memory`]: giving back what only starting needed
 //! - [`spawn`], [`process`]: starting our own processes, and what they do to themselves
 #![allow(unsafe_code, reason = "this crate is where it lives; each block states its SAFETY argument")]
 
@@ -17,6 +18,7 @@ pub mod disk;
 pub mod fd;
 pub mod join;
 pub mod landlock;
+pub mod memory;
 pub mod netns;
 pub mod process;
 pub mod seccomp;

@@ -50,7 +50,7 @@ fn gate() -> ExitCode {
         });
     }
     let mut ready = std::fs::File::from(fd::adopt(fds::GATE_READY).unwrap());
-    writeln!(ready, "{}", serde_json::json!({ "ca_pem": AUTHORITY })).unwrap();
+    writeln!(ready, "{}\n\"up\"", serde_json::json!({ "ca_pem": AUTHORITY })).unwrap();
     drop(ready);
     loop {
         std::thread::park();

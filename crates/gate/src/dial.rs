@@ -1,16 +1,21 @@
 //! Which addresses may be dialled: the check and the dial are of the same address.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use ringfence_audit::{Event, Outcome};
 use ringfence_model::HostName;
 use ringfence_model::manifest::Grant;
 use ringfence_policy::Denial;
 use tokio::net::TcpStream;
+
+use crate::record::Recorder;
 
 /// How long all attempts to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,9 +29,15 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses that are tried at most.
 const MAX_ADDRESSES: usize = 8;
 
+/// After how long the lookup of a name is recorded again, and how many names are remembered.
+const RECORDED_AGAIN: Duration = Duration::from_secs(300);
+const MAX_RECORDED: usize = 1024;
+
 /// Finds and dials addresses in the host's namespace.
 pub struct Dialler {
     resolver: TokioResolver,
+    /// Names whose lookup is in the log, and since when.
+    recorded: Mutex<HashMap<String, Instant>>,
 }
 
 /// Why there is no address to dial.
@@ -58,26 +69,57 @@ impl Dialler {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { resolver })
+        Ok(Self { resolver, recorded: Mutex::default() })
     }
 
     /// The addresses that a call may go to, each checked.
     ///
     /// # Errors
     /// [`NoAddress`].
-    pub async fn addresses(&self, grant: &Grant, host: &HostName, port: u16) -> Result<Vec<SocketAddr>, NoAddress> {
+    pub async fn addresses(
+        &self,
+        grant: &Grant,
+        host: &HostName,
+        port: u16,
+        recorder: &Recorder,
+    ) -> Result<Vec<SocketAddr>, NoAddress> {
         if let Some(address) = grant.connect_to {
-            return Ok(vec![address]);
+            // What the operator wrote is private as often as not; but nobody means a metadata service.
+            return checked(vec![address.ip()], address.port(), true, host);
         }
         let found: Vec<IpAddr> = match host {
             HostName::Address(address) => vec![*address],
             HostName::Name(name) => {
+                self.record(name, recorder)?;
                 // With its final dot, so that no search list is tried.
                 let looked_up = self.resolver.lookup_ip(format!("{name}.")).await;
                 looked_up.map_err(|e| NoAddress::Failed(format!("dns_failed: {e}")))?.iter().collect()
             }
         };
         checked(found, port, grant.allow_private, host)
+    }
+
+    /// Records that a name is looked up, once in a while: under a wildcard a name can carry data, and a lookup
+    /// leaves the host.
+    fn record(&self, name: &str, recorder: &Recorder) -> Result<(), NoAddress> {
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorded.get(name).is_some_and(|at| at.elapsed() < RECORDED_AGAIN) {
+            return Ok(());
+        }
+        let looked_up = Event::DnsQuery {
+            name: name.to_owned(),
+            rtype: "A AAAA".into(),
+            decision: Outcome::Allow,
+            reason: "dial".into(),
+        };
+        recorder
+            .event(looked_up)
+            .map_err(|e| NoAddress::Denied(Denial::new("unrecorded", format!("the lookup cannot be recorded: {e}"))))?;
+        if recorded.len() >= MAX_RECORDED {
+            recorded.clear();
+        }
+        recorded.insert(name.to_owned(), Instant::now());
+        Ok(())
     }
 
     /// Connects to the first address that answers.
@@ -217,7 +259,10 @@ fn refusal_v6(address: Ipv6Addr) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
+    use ringfence_audit::{Record, RecordError};
     use ringfence_sys::confine::{self, Calls};
 
     use super::*;
@@ -252,6 +297,79 @@ mod tests {
             found.iter().collect::<Vec<_>>()
         });
         assert_eq!(found.join().unwrap(), ["1.2.3.4".parse::<IpAddr>().unwrap()]);
+    }
+
+    fn grant(host: &str) -> Grant {
+        use ringfence_model::manifest::{Scheme, TlsMode, Trust};
+        Grant {
+            host: host.parse().unwrap(),
+            port: 443,
+            scheme: Scheme::Https,
+            methods: vec![],
+            paths: vec![],
+            credential: None,
+            models: vec![],
+            trust: Trust::Trusted,
+            tls: TlsMode::Inspect,
+            connect_to: None,
+            ca_pem: None,
+            allow_private: false,
+        }
+    }
+
+    struct Log {
+        full: bool,
+        seen: Arc<Mutex<Vec<Event>>>,
+    }
+
+    impl Record for Log {
+        fn record(&self, _: jiff::Timestamp, event: Event) -> Result<u64, RecordError> {
+            if self.full {
+                return Err(RecordError::TooLarge { bytes: 0 });
+            }
+            self.seen.lock().unwrap().push(event);
+            Ok(1)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_in_the_log_before_it_is_looked_up() {
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut udp = ConnectionConfig::udp();
+        udp.port = server.local_addr().unwrap().port();
+        let local = NameServerConfig::new("127.0.0.1".parse().unwrap(), true, vec![udp]);
+        let mut options = ResolverOpts::default();
+        (options.timeout, options.attempts) = (Duration::from_millis(50), 1);
+        let dialler = Dialler::asking(ResolverConfig::from_parts(None, vec![], vec![local]), options).unwrap();
+        let grant = grant("*.example.org");
+        let host: HostName = "c2vjcmv0.example.org".parse().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = |full| Recorder::new(Arc::new(Log { full, seen: Arc::clone(&seen) }));
+        let asked = || server.recv_from(&mut [0; 512]).is_ok();
+
+        let denied = dialler.addresses(&grant, &host, 443, &log(true)).await;
+        assert!(matches!(denied, Err(NoAddress::Denied(d)) if d.code == "unrecorded"));
+        assert!(!asked(), "nothing left");
+
+        let _ = dialler.addresses(&grant, &host, 443, &log(false)).await;
+        assert!(asked(), "with a log the lookup leaves");
+        assert!(
+            matches!(&seen.lock().unwrap()[..], [Event::DnsQuery { name, .. }] if name == "c2vjcmv0.example.org"),
+            "{seen:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn no_operator_means_a_metadata_service() {
+        let dialler = Dialler::asking(ResolverConfig::default(), ResolverOpts::default()).unwrap();
+        let recorder = Recorder::new(Arc::new(Log { full: false, seen: Arc::default() }));
+        let mut grant = grant("api.example.org");
+        let host: HostName = "api.example.org".parse().unwrap();
+        grant.connect_to = Some("127.0.0.1:8443".parse().unwrap());
+        assert_eq!(dialler.addresses(&grant, &host, 443, &recorder).await, Ok(vec!["127.0.0.1:8443".parse().unwrap()]));
+        grant.connect_to = Some("169.254.169.254:80".parse().unwrap());
+        assert!(matches!(dialler.addresses(&grant, &host, 443, &recorder).await, Err(NoAddress::Denied(_))));
     }
 
     #[test]

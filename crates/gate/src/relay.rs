@@ -162,7 +162,7 @@ pub async fn way(gate: &Gate, permit: &Permit, host: &HostName, port: u16, fresh
             return Ok(Way(Inner::Open(sender)));
         }
     }
-    gate.dialler.addresses(grant, host, port).await.map(|addresses| Way(Inner::Dial(addresses)))
+    gate.dialler.addresses(grant, host, port, &gate.recorder).await.map(|addresses| Way(Inner::Dial(addresses)))
 }
 
 /// Sends a permitted request and brings back the head of its answer.
@@ -212,7 +212,7 @@ pub async fn send(
                 Some(unsent) if !retried => {
                     retried = true;
                     request = unsent;
-                    let addresses = match gate.dialler.addresses(grant, host, port).await {
+                    let addresses = match gate.dialler.addresses(grant, host, port, &gate.recorder).await {
                         Ok(addresses) => addresses,
                         Err(NoAddress::Denied(denial)) => return Err(format!("{}: {}", denial.code, denial.why)),
                         Err(NoAddress::Failed(why)) => return Err(why),

@@ -10,6 +10,11 @@ use std::ffi::{c_int, c_void};
 pub fn forget_startup() {
     // SAFETY: the callback has the signature that the function asks for, and ignores its argument.
     unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
+    trim_heap();
+}
+
+/// Returns free heap to the kernel, which the allocator keeps otherwise; for after work that took much of it.
+pub fn trim_heap() {
     // SAFETY: may be called at any time; it only gives free pages back.
     #[cfg(target_env = "gnu")]
     unsafe {

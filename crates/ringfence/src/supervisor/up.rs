@@ -236,7 +236,9 @@ impl Supervisor {
                 &telling.called_off,
             )
         });
-        let prepared = work.await.map_err(|e| step("build the image", &e))??;
+        let prepared = work.await.map_err(|e| step("build the image", &e));
+        ringfence_sys::memory::trim_heap();
+        let prepared = prepared??;
         for (name, ms) in &prepared.took_ms {
             took.0.insert(name.clone(), *ms);
         }

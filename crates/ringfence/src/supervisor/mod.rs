@@ -108,6 +108,9 @@ pub fn serve(paths: Paths, options: Options) -> Result<(), Report> {
     let supervisor = Supervisor::open(paths, options, handle)?;
     runtime.block_on(async {
         supervisor.adopt_all();
+        if !options.on_demand {
+            tracing_line(&format!("listening at `{}`", supervisor.paths.socket().display()));
+        }
         let uid = rustix::process::geteuid().as_raw();
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
             .map_err(|e| step("listen for signals", &e))?;
@@ -266,6 +269,16 @@ impl Supervisor {
             )
             .hint(format!("start it with `ringfence start {name}`"))),
         }
+    }
+
+    /// The shim of an agent that is up and not frozen.
+    fn awake(&self, name: &AgentName, what_if_not: &str) -> Result<Shim, Report> {
+        let (agent, shim) = self.living(name)?;
+        if agent.state == State::Frozen {
+            return Err(Report::new("agent.frozen", Fault::Caller, format!("agent `{name}` is {what_if_not}"))
+                .hint(format!("let it run on with `ringfence resume {name}`")));
+        }
+        Ok(shim)
     }
 
     fn view(&self, agent: &Agent) -> AgentView {
@@ -436,6 +449,7 @@ impl Control for Supervisor {
     }
 
     async fn freeze(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
+        self.awake(&request.agent, "frozen already")?;
         self.record_operator(caller, "freeze", about(&request.agent), "begun")?;
         tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Freeze))?;
         let agent = self.set_state(&request.agent, State::Frozen, None)?;
@@ -443,8 +457,16 @@ impl Control for Supervisor {
     }
 
     async fn resume(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
+        let (agent, _) = self.living(&request.agent)?;
         self.record_operator(caller, "resume", about(&request.agent), "begun")?;
-        tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Resume))?;
+        // The shim is asked even if we think that nothing is frozen: a supervisor may have died before it noted that.
+        tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Resume)).map_err(|report| {
+            if agent.state == State::Frozen {
+                return report;
+            }
+            Report::new("agent.not_frozen", Fault::Caller, format!("agent `{}` is not frozen", request.agent))
+                .hint("only what was frozen with `ringfence freeze` can be resumed")
+        })?;
         let agent = self.set_state(&request.agent, State::Running, None)?;
         Ok(self.view(&agent))
     }
@@ -500,7 +522,8 @@ impl Control for Supervisor {
     }
 
     async fn exec(&self, _: Caller, request: ExecRequest, sink: Sink<ExecEvent>) -> Result<(), Report> {
-        let (_, shim) = self.living(&request.agent)?;
+        // A command joins the agent's cgroup: in a frozen one it would never begin.
+        let shim = self.awake(&request.agent, "frozen")?;
         read::exec(shim, request, sink).await
     }
 
@@ -516,16 +539,21 @@ impl Control for Supervisor {
             )
             .hint("use up to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`"));
         }
-        self.record_operator(
-            caller,
-            "secret",
-            [("name".to_owned(), request.name.clone().into())].into_iter().collect(),
-            "begun",
-        )?;
+        let facts = [("name", request.name.as_str()), ("change", if request.value.is_some() { "put" } else { "rm" })];
+        let facts = facts.map(|(name, value)| (name.to_owned(), value.into()));
+        self.record_operator(caller, "secret", facts.into_iter().collect(), "begun")?;
         let key = format!("secret/{}", request.name);
+        let mut vault = lock(&self.vault);
         match &request.value {
-            Some(value) => lock(&self.vault).put(&key, value)?,
-            None => lock(&self.vault).remove(&key)?,
+            Some(value) => vault.put(&key, value)?,
+            None if vault.get(&key)?.is_none() => {
+                return Err(Report::new(
+                    "secret.unknown",
+                    Fault::Caller,
+                    format!("the vault holds no secret `{}`", request.name),
+                ));
+            }
+            None => vault.remove(&key)?,
         }
         Ok(Nothing {})
     }

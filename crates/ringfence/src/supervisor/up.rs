@@ -74,7 +74,8 @@ impl Supervisor {
         if living && !request.replace {
             return Err(Report::new("agent.exists", Fault::Caller, format!("agent `{}` is up already", manifest.name))
                 .hint(format!(
-                    "replace it with `ringfence up --replace`, or end it with `ringfence down {}`",
+                    "replace it with `ringfence up {} --replace`, or end it with `ringfence down {}`",
+                    request.folder.display(),
                     manifest.name
                 )));
         }

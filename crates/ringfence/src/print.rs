@@ -91,6 +91,22 @@ pub fn safe(text: &str) -> String {
         .collect()
 }
 
+/// A text without the colours that its writer gave it. Other control sequences stay, for [`safe`] to show.
+pub fn uncoloured(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        out.push_str(before);
+        let tail = after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';' || c == ':');
+        rest = tail.strip_prefix('m').unwrap_or_else(|| {
+            out.push_str("\u{1b}[");
+            after
+        });
+    }
+    out.push_str(rest);
+    out
+}
+
 /// A table whose columns are as wide as they must be.
 #[derive(Default)]
 pub struct Table {
@@ -205,5 +221,13 @@ mod tests {
     fn an_agent_cannot_write_to_the_terminal() {
         assert_eq!(safe("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(safe("plain\ttext ü"), "plain\ttext ü");
+    }
+
+    #[test]
+    fn colours_go_and_nothing_else_does() {
+        assert_eq!(uncoloured("\u{1b}[31m\u{1b}[1;4mred\u{1b}[0m, plain\u{1b}[m"), "red, plain");
+        assert_eq!(uncoloured("\u{1b}[2J \u{1b}[31"), "\u{1b}[2J \u{1b}[31");
+        // What is left over may form a colour again, but never something that is obeyed.
+        assert_eq!(safe(&uncoloured("\u{1b}\u{1b}[0m[31mx")), "\\u{1b}[31mx");
     }
 }

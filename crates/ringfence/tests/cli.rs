@@ -3,11 +3,14 @@
 //! A new output is a diff to read: `INSTA_UPDATE=always cargo test -p ringfence --test cli`, then `git diff`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is test code")]
 
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use insta::assert_snapshot;
+use support::transcript;
 use tempfile::TempDir;
 
 /// Folders of its own for one test, with a supervisor if a verb starts one; that ends with the test.
@@ -60,14 +63,7 @@ impl Place {
 
     /// Runs a command; gives its line, exit code, and both streams, with what differs from run to run taken out.
     fn run(&self, args: &[&str]) -> String {
-        let output = self.output(args);
-        let mut text = format!("$ ringfence {}\n", args.join(" "));
-        for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
-            if !bytes.is_empty() {
-                text.push_str(&format!("--- {name}\n{}\n", String::from_utf8_lossy(bytes).trim_end()));
-            }
-        }
-        text.push_str(&format!("--- exit code {}", output.status.code().expect("an exit code")));
+        let text = transcript(args, &self.output(args));
         text.replace(&self.path().display().to_string(), "[DIR]").replace(env!("CARGO_PKG_VERSION"), "[VERSION]")
     }
 }
@@ -277,13 +273,4 @@ fn state_that_cannot_be_made() {
     let place = Place::new();
     std::fs::write(place.path().join("s"), "a file").unwrap();
     assert_snapshot!(place.run(&["logs", "nobody"]));
-}
-
-#[test]
-fn completions_are_there_for_every_shell() {
-    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let output = Place::new().output(&["completions", shell]);
-        assert_eq!(output.status.code(), Some(0));
-        assert!(String::from_utf8_lossy(&output.stdout).contains("ringfence"), "{shell}");
-    }
 }

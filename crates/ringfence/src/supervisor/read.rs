@@ -90,7 +90,7 @@ fn portion(folder: &Path, size: u64, from: u64, to: u64) -> Result<Vec<AuditLine
 fn is_about(line: &AuditLine, agent: &AgentName) -> bool {
     line.entry.agent.as_ref() == Some(agent)
         || matches!(&line.entry.event, Event::Operator { facts, .. }
-            if facts.get("agent").and_then(serde_json::Value::as_str) == Some(agent.as_str()))
+            if ["agent", "subject"].iter().any(|k| facts.get(*k).is_some_and(|v| v == agent.as_str())))
 }
 
 pub(super) async fn audit(
@@ -147,8 +147,13 @@ pub(super) fn explain(
     manifest_of: &dyn Fn(&AgentName) -> Option<Manifest>,
 ) -> Result<Explanation, Report> {
     if number >= size {
-        return Err(Report::new("audit.no_entry", Fault::Caller, format!("the audit log has no entry {number}"))
-            .hint(format!("it holds entries 0 to {}", size.saturating_sub(1))));
+        return Err(Report::new("audit.no_entry", Fault::Caller, format!("the audit log has no entry {number}")).hint(
+            match size {
+                0 => "it is empty yet".to_owned(),
+                1 => "it holds one entry, 0".to_owned(),
+                _ => format!("it holds entries 0 to {}", size - 1),
+            },
+        ));
     }
     let line = portion(folder, size, number, number + 1)?
         .pop()
@@ -175,9 +180,15 @@ pub(super) fn explain(
         Event::UdpDrop { destination, bytes, count } => text.push(format!(
             "The agent sent {count} datagram(s), {bytes} bytes, to {destination}. Datagrams other than name queries are dropped, always."
         )),
-        Event::Sandbox { action, .. } => text.push(format!("The sandbox went through `{action}`.")),
-        Event::Operator { action, by, result, .. } => {
-            text.push(format!("{by} ran `{action}`, which ended with `{result}`."));
+        Event::Sandbox { action, facts } => text.push(explain_life(&line, action, facts)),
+        Event::Operator { action, by, result, facts } => {
+            let about = ["agent", "subject", "name"].iter().find_map(|k| facts.get(*k)?.as_str());
+            let about = about.map(|a| format!(" of `{a}`")).unwrap_or_default();
+            text.push(match result.as_str() {
+                "begun" => format!("{by} began `{action}`{about}. Another entry says how it ended."),
+                "ok" => format!("{by} did `{action}`{about}, with success."),
+                code => format!("{by} tried `{action}`{about}, which failed with `{code}`."),
+            });
         }
         Event::Probe { name, held, detail } => text.push(format!(
             "The probe `{name}` {}: {detail}.",
@@ -188,15 +199,42 @@ pub(super) fn explain(
     Ok(Explanation { line, outcome, text, grant })
 }
 
+fn explain_life(line: &AuditLine, action: &str, facts: &serde_json::Map<String, serde_json::Value>) -> String {
+    let who = line.entry.agent.as_ref().map_or_else(|| "The agent".into(), |a| format!("`{a}`"));
+    let code = facts.get("code").map(|code| format!(" with code {code}")).unwrap_or_default();
+    let program = facts.get("argv").and_then(|argv| argv.get(0)?.as_str()).unwrap_or("a command");
+    match (action, facts.get("why").and_then(serde_json::Value::as_str)) {
+        ("start", _) => format!("The sandbox of {who} was made."),
+        ("exec", _) => format!("An operator ran `{program}` inside the sandbox of {who}."),
+        ("freeze", _) => format!("Every process of {who} was frozen."),
+        ("resume", _) => format!("{who}, which was frozen, ran on."),
+        ("exit", Some("gate_died")) => format!("The gate of {who} died, and it was killed at once."),
+        ("exit", Some("killed")) => format!("{who} was killed; it ended{code}."),
+        ("exit", Some("stopped")) => format!("{who} was stopped; it ended{code}."),
+        ("exit", _) if facts.get("out_of_memory").is_some_and(|o| *o == true) => {
+            format!("{who} needed more memory than it has; it ended{code}.")
+        }
+        ("exit", _) => format!("{who} ended by itself{code}."),
+        (other, _) => format!("The sandbox went through `{other}`{code}."),
+    }
+}
+
 fn explain_call(line: &AuditLine, call: &CallIntent, text: &mut Vec<String>) {
-    let agent = line.entry.agent.as_ref().map_or_else(|| "the agent".to_owned(), |a| format!("agent `{a}`"));
+    let agent = line.entry.agent.as_ref();
+    let host = if call.host.contains(':') { format!("[{}]", call.host) } else { call.host.clone() };
     let what = match (&call.method, &call.path) {
-        (Some(method), Some(path)) => format!("{method} {path} at {}:{}", call.host, call.port),
-        _ => format!("a connection to {}:{}", call.host, call.port),
+        (Some(method), Some(path)) => format!("{method} {path} at {host}:{}", call.port),
+        _ => format!("a connection to {host}:{}", call.port),
     };
     text.push(match call.direction {
-        Direction::Egress => format!("{agent} tried {what} by {}.", call.protocol),
-        Direction::Ingress => format!("Somebody asked {agent} for {what}."),
+        Direction::Egress => {
+            let who = agent.map_or_else(|| "The agent".into(), |a| format!("Agent `{a}`"));
+            format!("{who} tried {what} by {}.", call.protocol)
+        }
+        Direction::Ingress => {
+            let whom = agent.map_or_else(|| "the agent".into(), |a| format!("agent `{a}`"));
+            format!("Somebody asked {whom} for {what}.")
+        }
     });
     let verdict = match call.decision {
         Outcome::Allow => "allowed",
@@ -204,7 +242,9 @@ fn explain_call(line: &AuditLine, call: &CallIntent, text: &mut Vec<String>) {
     };
     text.push(format!("It was {verdict}: {}.", call.why.trim_end_matches('.')));
     if call.rules.is_empty() {
-        text.push("No rule allowed it; what no rule allows is denied.".into());
+        if call.decision == Outcome::Deny {
+            text.push("No rule allowed it; what no rule allows is denied.".into());
+        }
     } else {
         text.push(format!("Rules that decided: {}.", call.rules.join(", ")));
     }

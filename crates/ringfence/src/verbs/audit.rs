@@ -17,23 +17,36 @@ pub async fn run(args: Audit) -> Result<ExitCode, Report> {
     }
     let request = AuditRequest { agent: args.agent, follow: args.follow, from: args.from, tail: args.tail };
     let client = connect::client_or_start().await?;
+    let mut day = String::new();
     client
         .audit(&request, |line| {
             if args.output.json {
                 print::json_line(&line);
-            } else {
-                print::line(&show(&line));
+                return true;
             }
+            let today = line.entry.time.strftime("%Y-%m-%d, UTC").to_string();
+            if day != today {
+                print::line(&print::paint(Ink::Dim, &today));
+                day = today;
+            }
+            print::line(&show(&line));
             true
         })
         .await?;
+    if day.is_empty() && !args.output.json {
+        print::line(&request.agent.map_or_else(|| "no entries".into(), |agent| format!("no entries about `{agent}`")));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// One entry on one line.
 fn show(line: &AuditLine) -> String {
     let entry = &line.entry;
-    let agent = entry.agent.as_ref().map_or("-", |a| a.as_str());
+    let agent = match (&entry.agent, &entry.event) {
+        (Some(agent), _) => agent.as_str(),
+        (None, Event::Operator { action, facts, .. }) => operated(action, facts).0.unwrap_or("-"),
+        (None, _) => "-",
+    };
     let (ink, word, text) = match &entry.event {
         Event::CallIntent(call) => {
             let (ink, word) = verdict(call.decision);
@@ -66,22 +79,37 @@ fn show(line: &AuditLine) -> String {
             let code = facts.get("code").map(|c| format!(", code {c}")).unwrap_or_default();
             (Ink::Dim, "life", format!("sandbox {action}{code}"))
         }
-        Event::Operator { action, by, result, .. } => (Ink::Dim, "oper", format!("{by} {action}: {result}")),
+        Event::Operator { action, by, result, facts } => {
+            let about = operated(action, facts).1.map(|s| format!(" {s}")).unwrap_or_default();
+            (Ink::Dim, "oper", format!("{by} {action}{about}: {result}"))
+        }
         Event::Probe { name, held, detail } => {
             let (ink, word) = if *held { (Ink::Good, "held") } else { (Ink::Bad, "open") };
             (ink, word, format!("probe {name}: {detail}"))
         }
     };
-    let time = entry.time.to_string();
-    let clock = time.get(11..23).unwrap_or(&time);
+    let clock = entry.time.strftime("%H:%M:%S%.3f").to_string();
     format!(
         "{:>6}  {}  {:<12} {}  {}",
         line.index,
-        print::paint(Ink::Dim, clock),
+        print::paint(Ink::Dim, &clock),
         print::safe(agent),
         print::paint(ink, word),
         print::safe(&text)
     )
+}
+
+/// The agent that an operator's verb was about, or else what it was about.
+fn operated<'a>(
+    action: &str,
+    facts: &'a serde_json::Map<String, serde_json::Value>,
+) -> (Option<&'a str>, Option<&'a str>) {
+    let fact = |name: &str| facts.get(name).and_then(serde_json::Value::as_str);
+    match (fact("agent"), fact("subject").or_else(|| fact("name"))) {
+        (Some(agent), other) => (Some(agent), other),
+        (None, other) if matches!(action, "build" | "secret" | "up") => (None, other),
+        (None, agent) => (agent, None),
+    }
 }
 
 const fn verdict(decision: Outcome) -> (Ink, &'static str) {
@@ -96,9 +124,10 @@ fn call_text(call: &CallIntent) -> String {
         Direction::Egress => "\u{2192}",
         Direction::Ingress => "\u{2190}",
     };
+    let host = if call.host.contains(':') { format!("[{}]", call.host) } else { call.host.clone() };
     let what = match (&call.method, &call.path) {
-        (Some(method), Some(path)) => format!("{method} {}:{}{path}", call.host, call.port),
-        _ => format!("{}:{} by {}", call.host, call.port, call.protocol),
+        (Some(method), Some(path)) => format!("{method} {host}:{}{path}", call.port),
+        _ => format!("{host}:{} by {}", call.port, call.protocol),
     };
     let credential = call.credential.as_ref().map(|c| format!(", credential {c}")).unwrap_or_default();
     format!("{arrow} {what}  ({}{credential})", call.reason)

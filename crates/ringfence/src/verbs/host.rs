@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use ringfence_sys::attack::Attempt;
 use serde::Serialize;
 
 use super::NOT_PASSED;
@@ -70,8 +71,8 @@ fn checks() -> Vec<Check> {
             "user-namespace",
             "a uid range of its own for each agent",
             true,
-            in_child("user"),
-            "raise /proc/sys/user/max_user_namespaces",
+            user_namespace(),
+            "raise /proc/sys/user/max_user_namespaces, and run where no filter forbids user namespaces",
         ),
         check(
             "network-namespace",
@@ -143,12 +144,14 @@ fn capture() -> std::io::Result<()> {
     ringfence_sys::capture::Capture::attach().map(drop)
 }
 
-fn in_child(kind: &str) -> Result<String, String> {
-    let most = std::fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces")).unwrap_or_default();
-    match most.trim().parse::<u64>() {
-        Ok(0) => Err("switched off".into()),
-        Ok(n) if Path::new("/proc/self/ns").join(kind).exists() => Ok(format!("up to {n}")),
-        _ => Err("not in this kernel".into()),
+/// Tries it in a child, since only a process with one thread may.
+fn user_namespace() -> Result<String, String> {
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    match Attempt::NewUserNamespace.run_apart() {
+        Ok(Ok(())) => Ok("tried, works".into()),
+        Ok(Err(_)) if most.trim() == "0" => Err("switched off".into()),
+        Ok(Err(refusal)) => Err(refusal.to_string()),
+        Err(error) => Err(format!("the trial itself failed: {error}")),
     }
 }
 

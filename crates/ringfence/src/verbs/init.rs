@@ -11,6 +11,7 @@ use crate::args::Init;
 use crate::print::{self, Ink};
 
 pub fn run(args: Init) -> Result<ExitCode, Report> {
+    let asked = Asked { name: args.name.is_some(), kind: args.kind.is_some(), port: args.port.is_some() };
     let options = Options { entry: args.entry, kind: args.kind, name: args.name, port: args.port };
     let folder = &args.folder;
     let found = look(&std::fs::canonicalize(folder).unwrap_or_else(|_| folder.clone()), &options)?;
@@ -41,24 +42,37 @@ pub fn run(args: Init) -> Result<ExitCode, Report> {
         return Ok(ExitCode::SUCCESS);
     }
     print::line(&format!("{} wrote {}", print::paint(Ink::Good, "\u{2713}"), path.display()));
-    for (what, value, seen) in said(&found) {
+    for (what, value, seen) in said(&found, &asked) {
         print::line(&format!("  {what:<12} {value}  {}", print::paint(Ink::Dim, &format!("({seen})"))));
     }
     print::line(&format!("Next: ringfence up {}", folder.display()));
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the caller said, so that it need not be inferred.
+struct Asked {
+    name: bool,
+    kind: bool,
+    port: bool,
+}
+
 /// What was inferred, each with where from.
-fn said(found: &Inference) -> Vec<(&'static str, String, String)> {
+fn said(found: &Inference, asked: &Asked) -> Vec<(&'static str, String, String)> {
+    let or_asked = |asked: bool, option: &str, seen: String| if asked { format!("as asked, {option}") } else { seen };
     let list =
         |seen: &[ringfence_lock::Seen]| seen.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let mut lines = vec![
-        ("agent", found.name.to_string(), "the folder's name".to_owned()),
-        ("kind", found.kind.word().to_owned(), found.entry_seen.to_string()),
+        ("agent", found.name.to_string(), or_asked(asked.name, "--name", "the folder's name".into())),
+        ("kind", found.kind.word().to_owned(), or_asked(asked.kind, "--kind", found.entry_seen.to_string())),
         ("entry", found.entry.join(" "), found.entry_seen.to_string()),
     ];
     if let Some(port) = found.port {
-        lines.push(("port", port.to_string(), "the kind's own, or the entry's".into()));
+        let own = if found.kind.default_port() == Some(port) {
+            format!("the usual one of {}", found.kind.word())
+        } else {
+            found.entry_seen.to_string()
+        };
+        lines.push(("port", port.to_string(), or_asked(asked.port, "--port", own)));
     }
     if let Some(python) = &found.python {
         lines.push(("python", python.version.clone(), list(&python.seen)));

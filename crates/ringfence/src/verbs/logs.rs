@@ -17,7 +17,7 @@ pub async fn run(args: Logs) -> Result<ExitCode, Report> {
             if args.output.json {
                 print::json_line(&line);
             } else {
-                let text = print::safe(&line.text);
+                let text = print::safe(&print::uncoloured(&line.text));
                 print::line(&if line.stream == "err" { print::paint(Ink::Dim, &text) } else { text });
             }
             true

@@ -1,5 +1,6 @@
 //! `ringfence ps`
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use ringfence_fleet::api::{Nothing, State};
@@ -10,12 +11,10 @@ use crate::print::{self, Ink, Table};
 use crate::{connect, paths::Paths};
 
 pub async fn run(args: Json) -> Result<ExitCode, Report> {
-    // Without a supervisor nothing is known to run; only state that is there makes it worth starting one.
-    let agents = if Paths::from_env().state.join("state.db").exists() {
-        connect::client_or_start().await?.ps(&Nothing {}).await?
-    } else {
-        Vec::new()
-    };
+    // Where there is no state there are no agents, and nothing is made to say so. State that is there but cannot be
+    // used is for the supervisor to find out.
+    let nothing = std::fs::symlink_metadata(Paths::from_env().state).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    let agents = if nothing { Vec::new() } else { connect::client_or_start().await?.ps(&Nothing {}).await? };
     if args.json {
         print::json(&agents);
         return Ok(ExitCode::SUCCESS);
@@ -24,7 +23,7 @@ pub async fn run(args: Json) -> Result<ExitCode, Report> {
         print::line("no agents; start one with `ringfence up FOLDER`");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["AGENT", "STATE", "SINCE", "MEMORY", "URL", "WHY"]);
+    let mut table = Table::new(&["AGENT", "STATE", "STARTED", "MEMORY", "URL", "WHY"]);
     for agent in agents {
         let ink = match agent.state {
             State::Running => Ink::Good,

@@ -1,6 +1,6 @@
 //! `ringfence secret`
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 
 use ringfence_fleet::api::SecretRequest;
@@ -15,23 +15,35 @@ const SECRET_BYTES: u64 = 64 << 10;
 pub async fn run(args: Secret) -> Result<ExitCode, Report> {
     let (request, done) = match args.verb {
         SecretVerb::Put { name } => {
+            if std::io::stdin().is_terminal() {
+                eprintln!("type the secret, then Enter and Ctrl-D");
+            }
             let mut text = String::new();
             std::io::stdin().lock().take(SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| {
-                Report::new("secret.input", Fault::Caller, "cannot read the secret from standard input").because(&e)
+                Report::new("secret.input", Fault::Caller, format!("cannot take secret `{name}`"))
+                    .because(&e)
+                    .hint(format!("give one line: `printf %s \"$KEY\" | ringfence secret put {name}`"))
             })?;
             let text = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-            if text.is_empty() || text.len() as u64 > SECRET_BYTES || text.chars().any(char::is_control) {
-                return Err(Report::new(
-                    "secret.input",
-                    Fault::Caller,
-                    "the secret is empty, too long, or has control characters",
-                )
-                .hint(format!("give one line: `printf %s \"$KEY\" | ringfence secret put {name}`")));
+            let wrong = match &text {
+                text if text.is_empty() => Some("there is nothing on standard input"),
+                text if text.len() as u64 > SECRET_BYTES => Some("it is longer than 64 KiB"),
+                text if text.contains('\n') => Some("it has several lines"),
+                text if text.chars().any(char::is_control) => Some("it has control characters"),
+                _ => None,
+            };
+            if let Some(wrong) = wrong {
+                return Err(Report::new("secret.input", Fault::Caller, format!("cannot take secret `{name}`"))
+                    .cause(wrong)
+                    .hint(format!("give one line: `printf %s \"$KEY\" | ringfence secret put {name}`")));
             }
-            let done = format!("sealed; name it in a manifest as `vault:{name}`");
+            let done = format!("sealed `{name}`; name it in a manifest as `vault:{name}`");
             (SecretRequest { name, value: Some(SecretText::new(text)) }, done)
         }
-        SecretVerb::Rm { name } => (SecretRequest { name, value: None }, "removed".to_owned()),
+        SecretVerb::Rm { name } => {
+            let done = format!("removed `{name}`");
+            (SecretRequest { name, value: None }, done)
+        }
     };
     connect::client_or_start().await?.secret(&request).await?;
     print::line(&done);

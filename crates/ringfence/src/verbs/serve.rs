@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ringfence_fleet::api::Nothing;
+use ringfence_fleet::api::{AgentView, Nothing, State};
 use ringfence_model::Report;
 
 use crate::args::Serve;
@@ -19,12 +19,18 @@ pub fn run(args: Serve) -> Result<ExitCode, Report> {
                 return Ok(ExitCode::SUCCESS);
             }
             let pid = client.hello(&Nothing {}).await?.pid;
+            let living = |view: &AgentView| matches!(view.state, State::Frozen | State::Running);
+            let left = client.ps(&Nothing {}).await?.iter().filter(|view| living(view)).count();
             client.shutdown(&Nothing {}).await?;
             // It closes its socket first and its log last: wait for the process.
             while lives(pid) {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
-            print::line("the supervisor ended; agents run on");
+            print::line(&match left {
+                0 => "the supervisor ended".to_owned(),
+                1 => "the supervisor ended; its agent runs on".to_owned(),
+                n => format!("the supervisor ended; its {n} agents run on"),
+            });
             Ok(ExitCode::SUCCESS)
         });
     }

@@ -65,7 +65,7 @@ fn show(up: &UpReport) {
     print::line(&format!("  sandbox  {}", up.sandbox));
     print::line(&format!("  probes   {held} of {} held", up.probes.len()));
     for probe in up.probes.iter().filter(|p| !p.held) {
-        print::line(&format!("           {} {}: {}", print::paint(Ink::Bad, "open"), probe.barrier, probe.detail));
+        print::line(&format!("           {} {}: {}", print::paint(Ink::Bad, "\u{2717}"), probe.barrier, probe.detail));
     }
     for given_up in &up.danger {
         print::line(&format!("  {}   given up in the manifest: {given_up}", print::paint(Ink::Warn, "danger")));

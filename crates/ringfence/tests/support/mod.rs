@@ -111,8 +111,10 @@ impl Host {
     /// What of a start is still on the host.
     pub fn remains(&self, sandbox: &str) -> Vec<String> {
         let mut found = Vec::new();
-        for entry in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let folder = entry.path().join("ringfence").join(sandbox);
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let below = fs::read_dir(&root).unwrap().flatten().map(|e| e.path());
+        for hierarchy in below.chain([root.clone()]) {
+            let folder = hierarchy.join("ringfence").join(sandbox);
             if folder.exists() {
                 found.push(folder.display().to_string());
             }
@@ -187,6 +189,18 @@ fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), to.join(name)).unwrap();
         }
     }
+}
+
+/// A command's line, exit code, and both streams, as a person sees them one after the other.
+pub fn transcript(args: &[&str], output: &Output) -> String {
+    let mut text = format!("$ ringfence {}\n", args.join(" "));
+    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+        if !bytes.is_empty() {
+            text.push_str(&format!("--- {name}\n{}\n", String::from_utf8_lossy(bytes).trim_end()));
+        }
+    }
+    text.push_str(&format!("--- exit code {}", output.status.code().expect("an exit code")));
+    text
 }
 
 pub fn free_port() -> u16 {

@@ -8,6 +8,7 @@ use oci_spec::runtime::{
     PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use ringfence_model::SandboxId;
 use ringfence_sys::join::Resource;
 
 use crate::error::SandboxError;
@@ -38,6 +39,12 @@ const CPU_PERIOD_US: u64 = 100_000;
 #[must_use]
 pub fn cgroup_path(spec: &SandboxSpec) -> PathBuf {
     PathBuf::from(format!("/ringfence/{}", spec.id))
+}
+
+/// The cgroup of a sandbox's gate: beside the sandbox's own, so that neither takes the other's memory.
+#[must_use]
+pub fn gate_cgroup(id: &SandboxId) -> PathBuf {
+    PathBuf::from(format!("ringfence/{id}-gate"))
 }
 
 /// Builds the specification.

@@ -16,6 +16,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use ringfence_audit::{Event, Origin, Record, Spool};
 use ringfence_model::Report;
+use ringfence_sys::cgroup::Group;
 use ringfence_sys::process::{self, Forked};
 use ringfence_sys::spawn::Spawn;
 use ringfence_sys::{capture::Capture, fd, join, netns, spawn};
@@ -27,7 +28,7 @@ use crate::control::{self, Answer, Request, Status};
 use crate::enter::{self, Entry};
 use crate::error::SandboxError;
 use crate::log::Log;
-use crate::spec::{AGENT_UID, Fence, SandboxSpec, fds};
+use crate::spec::{AGENT_UID, Fence, GATE_MEMORY, GATE_TASKS, SandboxSpec, fds};
 use crate::{probe, root, runtime};
 
 /// How long a gate may take to come up.
@@ -101,6 +102,8 @@ fn read_spec(fd: &OwnedFd) -> Result<SandboxSpec, Report> {
 
 struct Gate {
     pid: Pid,
+    /// Bounds what a flood can make it take; empty by the time that this is dropped.
+    _cgroup: Option<Group>,
     /// Keeps the capture attached for as long as the gate may live.
     _link: OwnedFd,
 }
@@ -637,7 +640,21 @@ fn start_gate(
     .map_err(SandboxError::step("start the gate"))?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| SandboxError::Gate("it has no process id".into()))?;
-    Ok((Gate { pid, _link: link }, GateWord(BufReader::new(File::from(reader)))))
+    let mut gate = Gate { pid, _cgroup: None, _link: link };
+    if spec.fence.cgroup {
+        let group = Group::make(&runtime::gate_cgroup(&spec.id), GATE_MEMORY.0, GATE_TASKS).and_then(|group| {
+            group.take(pid.as_raw_nonzero().get())?;
+            Ok(group)
+        });
+        match group {
+            Ok(group) => gate._cgroup = Some(group),
+            Err(error) => {
+                end_gate(&gate);
+                return Err(SandboxError::missing("cgroup", error, "mount the memory and pids controllers").into());
+            }
+        }
+    }
+    Ok((gate, GateWord(BufReader::new(File::from(reader)))))
 }
 
 /// What a gate says while it comes up.

@@ -22,6 +22,12 @@ pub const SLOTS: u32 = 3_000;
 /// The uid and gid of an agent inside its sandbox.
 pub const AGENT_UID: u32 = 65_532;
 
+/// How much memory a gate may take. Past it the kernel ends the gate, and with it the agent that flooded it.
+pub const GATE_MEMORY: Bytes = Bytes::mib(256);
+
+/// How many threads a gate may have.
+pub const GATE_TASKS: u64 = 64;
+
 /// Everything that a sandbox is made from, except secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxSpec {

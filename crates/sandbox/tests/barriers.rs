@@ -28,7 +28,7 @@ use ringfence_sandbox::probe::{Finding, Targets};
 use ringfence_sandbox::spec::{AGENT_UID, FIRST_UID, Fence, SpecMount, StateVolume};
 use ringfence_sandbox::{SandboxError, launch};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{AUTHORITY, Sandbox, alive, cgroups_named, helper, in_a_world_that_answers, within};
+use support::{AUTHORITY, FLOOD, Sandbox, alive, cgroups_named, helper, in_a_world_that_answers, within};
 
 fn main() -> ExitCode {
     if let Some(code) = helper(std::env::args().nth(1).as_deref()) {
@@ -231,7 +231,7 @@ fn whole_fence() {
 }
 
 /// The barriers that no single flag takes away, and the life of a sandbox.
-const TESTS: [(&str, fn()); 29] = [
+const TESTS: [(&str, fn()); 31] = [
     ("a_missing_file_system_maker_is_named_with_its_remedy", a_missing_mechanism_is_named),
     ("a_missing_program_is_named", a_missing_program_is_named),
     ("an_agent_that_is_held_does_nothing_until_it_is_started", a_held_agent_does_nothing),
@@ -242,6 +242,8 @@ const TESTS: [(&str, fn()); 29] = [
     ("host_processes_are_in_sight_only_without_a_sandbox", host_processes),
     ("memory_is_limited", memory_is_limited),
     ("memory_is_not_limited_without_cgroup", memory_is_not_limited_without_cgroup),
+    ("the_gates_memory_is_limited_and_its_end_ends_the_agent", the_gates_memory_is_limited),
+    ("the_gates_memory_is_not_limited_without_cgroup", the_gates_memory_is_not_limited_without_cgroup),
     ("nobody_but_root_makes_a_sandbox_and_is_told_why", nobody_makes_no_sandbox),
     ("nothing_is_left_after_the_end", nothing_is_left),
     ("nothing_is_left_after_a_failed_start", nothing_is_left_after_a_failed_start),
@@ -403,6 +405,32 @@ fn memory_is_limited() {
 fn memory_is_not_limited_without_cgroup() {
     let exit = hoarder(false).wait();
     assert!(!exit.out_of_memory && exit.code == 0, "{exit:?}");
+}
+
+/// An agent that floods its gate, says what comes back, and waits if that is nothing.
+fn flooder(cgroup: bool) -> Sandbox {
+    Sandbox::start(|spec, _| {
+        let flood = format!(
+            "exec 3<>/dev/tcp/192.0.2.1/80; printf {FLOOD} >&3; said=$(cat <&3); \
+             echo \"$said\"; [ -n \"$said\" ] || exec sleep 600"
+        );
+        spec.argv = ["bash".to_owned(), "-c".into(), flood].to_vec();
+        spec.fence.cgroup = cgroup;
+    })
+}
+
+fn the_gates_memory_is_limited() {
+    let mut sandbox = flooder(true);
+    let exit = sandbox.wait();
+    assert_eq!((exit.code, exit.why.as_str()), (137, "gate_died"));
+    assert_eq!(cgroups_named(&format!("{}-gate", sandbox.spec.id)), Vec::<std::path::PathBuf>::new());
+}
+
+fn the_gates_memory_is_not_limited_without_cgroup() {
+    let mut sandbox = flooder(false);
+    let exit = sandbox.wait();
+    assert_eq!((exit.code, exit.why.as_str()), (0, "exited"));
+    assert!(sandbox.log().iter().any(|line| line.contains("403")), "{:?}", sandbox.log());
 }
 
 fn with_state(quota: bool) -> Sandbox {

@@ -6,13 +6,14 @@
 //!
 //! - [`netns`], [`capture`]: a namespace without wires, and the program that hands all of it to the gate
 //! - [`seccomp`], [`landlock`]: what a process may ask of the kernel, and which files it may touch
-//! - [`disk`]: volumes with a size
+//! - [`cgroup`], [`disk`]: how much memory, how many tasks, how much of a disk
 //! - [`memory`]: giving back what only starting needed
 //! - [`spawn`], [`process`]: starting our own processes, and what they do to themselves
 #![allow(unsafe_code, reason = "this crate is where it lives; each block states its SAFETY argument")]
 
 pub mod attack;
 pub mod capture;
+pub mod cgroup;
 pub mod confine;
 pub mod disk;
 pub mod fd;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ringfence_fleet::api::State;
 use ringfence_model::{AgentName, SandboxId};
 use ringfence_sandbox::control::{Answer, Request, Shim};
-use ringfence_sandbox::launch;
+use ringfence_sandbox::{launch, runtime};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
@@ -118,10 +118,10 @@ pub(super) fn kill_cgroups(id: &SandboxId) {
     let root = Path::new("/sys/fs/cgroup");
     let mut roots: Vec<PathBuf> = vec![root.to_path_buf()];
     roots.extend(fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path()));
+    let of_sandbox = [Path::new("ringfence").join(id.as_str()), runtime::gate_cgroup(id)];
     for _ in 0..100 {
         let mut left = false;
-        for controller in &roots {
-            let folder = controller.join("ringfence").join(id.as_str());
+        for folder in roots.iter().flat_map(|root| of_sandbox.iter().map(|path| root.join(path))) {
             if !folder.exists() {
                 continue;
             }
@@ -134,7 +134,7 @@ pub(super) fn kill_cgroups(id: &SandboxId) {
             let _ = fs::write(folder.join("freezer.state"), "THAWED");
             let _ = fs::write(folder.join("cgroup.freeze"), "0");
             left |= fs::remove_dir(&folder).is_err();
-            let _ = fs::remove_dir(controller.join("ringfence"));
+            let _ = folder.parent().map(fs::remove_dir);
         }
         if !left {
             return;

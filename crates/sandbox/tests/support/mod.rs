@@ -34,6 +34,9 @@ pub fn helper(verb: Option<&str>) -> Option<ExitCode> {
     }
 }
 
+/// Makes the gate take more memory than it may have, as a flood would that it does not bound itself.
+pub const FLOOD: &str = "FLOOD";
+
 /// A gate without a way out: it takes every connection and denies.
 fn gate() -> ExitCode {
     process::die_with_parent().unwrap();
@@ -44,7 +47,11 @@ fn gate() -> ExitCode {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
-                let _ = stream.read(&mut [0; 1024]);
+                let mut said = [0; 1024];
+                let read = stream.read(&mut said).unwrap_or(0);
+                if said.get(..read) == Some(FLOOD.as_bytes()) {
+                    std::hint::black_box(vec![1u8; 300 << 20]);
+                }
                 let _ = stream.write_all(DENIAL);
             }
         });

@@ -3,7 +3,9 @@
 //! The agent, every `exec` and every probe goes through [`Entry::confine`], so that what a probe finds is
 //! what the agent has.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
@@ -17,6 +19,7 @@ use crate::spec::{Fence, SandboxSpec};
 /// What a process does to itself before it becomes the agent's program.
 #[derive(Clone)]
 pub struct Entry {
+    shim: Arc<OwnedFd>,
     domain: Option<Domain>,
     filters: Option<Filters>,
 }
@@ -51,7 +54,8 @@ impl Entry {
             .then(|| Filters::compile(seccomp::AGENT_PROFILE))
             .transpose()
             .map_err(|e| SandboxError::Runtime { doing: "compile the system call filter", why: e.to_string() })?;
-        Ok(Self { domain: landlock.then_some(domain), filters })
+        let shim = process::own_name().map_err(|e| SandboxError::missing("pidfd", e, "run Linux 5.3 or newer"))?;
+        Ok(Self { shim: Arc::new(shim), domain: landlock.then_some(domain), filters })
     }
 
     /// Confines the calling process for good.
@@ -59,7 +63,7 @@ impl Entry {
     /// # Errors
     /// What failed, in words; the caller must then end the process.
     pub fn confine(&self) -> Result<(), String> {
-        process::die_with_parent().map_err(|e| format!("cannot tie the process to its shim: {e}"))?;
+        process::die_with(&self.shim).map_err(|e| format!("cannot tie the process to its shim: {e}"))?;
         if let Some(domain) = &self.domain {
             domain.enter().map_err(|e| format!("cannot enter the Landlock domain: {e}"))?;
         }

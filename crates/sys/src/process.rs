@@ -85,6 +85,29 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
+/// Names the calling process for its children, which cannot see their parent from another PID namespace.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn own_name() -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?)
+}
+
+/// Asks the kernel to kill this process when its parent dies, which `parent` names: also when it is dead already.
+///
+/// # Errors
+/// Whatever the kernel says; [`io::ErrorKind::NotFound`] if the parent is gone.
+pub fn die_with(parent: &OwnedFd) -> io::Result<()> {
+    die_with_parent()?;
+    // WHY: a parent that died before the call above sends no signal any more.
+    let mut watched = [rustix::event::PollFd::new(parent, rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    match rustix::event::poll(&mut watched, Some(&now))? {
+        0 => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the parent is gone")),
+    }
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -188,4 +211,23 @@ pub fn exec(argv: &[String], env: &[(String, String)], path: &std::path::Path) -
     }
     command.args(argv.iter().skip(1)).env_clear().envs(env.iter().map(|(k, v)| (k, v)));
     command.exec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_outlives_a_parent_that_is_gone_already() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let parent = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let living = die_with(&parent);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let gone = die_with(&parent).map_err(|e| e.kind());
+        rustix::process::set_parent_process_death_signal(None).unwrap();
+        assert!(living.is_ok());
+        assert_eq!(gone, Err(io::ErrorKind::NotFound));
+    }
 }

@@ -202,13 +202,13 @@ impl Drop for Sandbox {
     }
 }
 
-/// The folders of all cgroup hierarchies that bear this name.
+/// The folders of a sandbox and of its gate in all cgroup hierarchies.
 pub fn cgroups_named(id: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(root).unwrap().flatten().map(|e| e.path());
     hierarchies
         .chain([root.to_path_buf()])
-        .map(|hierarchy| hierarchy.join("ringfence").join(id))
+        .flat_map(|hierarchy| [id.to_owned(), format!("{id}-gate")].map(|name| hierarchy.join("ringfence").join(name)))
         .filter(|folder| folder.exists())
         .collect()
 }

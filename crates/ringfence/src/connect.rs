@@ -1,8 +1,9 @@
 //! Finding the supervisor, and starting one where there is none.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence_fleet::Client;
@@ -29,10 +30,14 @@ pub async fn client_or_start() -> Result<Client, Report> {
     if client.is_there().await {
         return Ok(client);
     }
-    let failed = |what: &str, why: &dyn std::error::Error| {
+    let failed = |what: &str, why: &std::io::Error| {
         Report::new("supervisor.start", Fault::Host, format!("cannot start a supervisor: cannot {what}"))
             .because(why)
-            .hint("run as root; or set RINGFENCE_STATE and RINGFENCE_RUN to folders of your own")
+            .hint(match why.kind() {
+                ErrorKind::PermissionDenied => "run as root",
+                ErrorKind::StorageFull => "free some space: `df -h`",
+                _ => "set RINGFENCE_STATE to a folder that can be written, or make this one so",
+            })
     };
     std::fs::create_dir_all(&paths.state).map_err(|e| failed(&format!("create `{}`", paths.state.display()), &e))?;
     let log_path = paths.supervisor_log();
@@ -66,9 +71,16 @@ pub async fn client_or_start() -> Result<Client, Report> {
                 return Ok(client);
             }
             let text = std::fs::read_to_string(&log_path).unwrap_or_default();
-            return Err(from_log(&text).unwrap_or_else(|| {
-                Report::new("supervisor.start", Fault::Us, format!("the supervisor ended at once: {status}"))
-                    .hint(format!("see `{}`", log_path.display()))
+            return Err(from_log(&text, &status).unwrap_or_else(|| {
+                let fault = fault(&status);
+                let report = Report::new("supervisor.start", fault, format!("the supervisor ended at once: {status}"));
+                if text.is_empty() {
+                    report
+                        .cause(format!("nothing is in `{}`", log_path.display()))
+                        .hint("see whether the disk is full: `df -h`; `ringfence serve` shows what it says")
+                } else {
+                    report.hint(format!("see `{}`", log_path.display()))
+                }
             }));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -77,12 +89,22 @@ pub async fn client_or_start() -> Result<Client, Report> {
         .hint(format!("see `{}`", log_path.display())))
 }
 
+/// Whose doing it was, by the exit code.
+fn fault(status: &ExitStatus) -> Fault {
+    match status.code() {
+        Some(2) => Fault::Caller,
+        Some(3) => Fault::Host,
+        Some(4) => Fault::Peer,
+        _ => Fault::Us,
+    }
+}
+
 /// The report that a supervisor printed before it ended.
-fn from_log(text: &str) -> Option<Report> {
+fn from_log(text: &str, status: &ExitStatus) -> Option<Report> {
     let at = text.rfind("error[")?;
     let mut lines = text.get(at..)?.lines();
     let (code, message) = lines.next()?.strip_prefix("error[")?.split_once("]: ")?;
-    let mut report = Report::new(code, Fault::Host, message);
+    let mut report = Report::new(code, fault(status), message);
     for line in lines {
         match line.trim_start().split_once(": ") {
             Some(("cause", cause)) => report = report.cause(cause),

@@ -77,11 +77,13 @@ pub fn report(report: &Report) {
     let text = report.to_string();
     let (head, rest) = text.split_once('\n').map_or((text.as_str(), None), |(h, r)| (h, Some(r)));
     let (code, message) = head.split_once(": ").unwrap_or((head, ""));
-    eprintln!("{}: {message}", paint_if(colour, Ink::Bad, code));
+    let mut text = format!("{}: {message}\n", paint_if(colour, Ink::Bad, code));
     for line in rest.into_iter().flat_map(str::lines) {
         let (word, tail) = line.trim_start().split_once(": ").unwrap_or(("", line));
-        eprintln!("  {}: {tail}", paint_if(colour, Ink::Dim, word));
+        text.push_str(&format!("  {}: {tail}\n", paint_if(colour, Ink::Dim, word)));
     }
+    // WHY: not `eprintln`, which panics where standard error is a file on a full disk.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A text for a terminal: control characters shown, not obeyed, since agents wrote some of it.

@@ -10,7 +10,6 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -119,57 +118,13 @@ fn calling_a_start_off_leaves_nothing() {
             fs::read_dir(host.run.join("sandboxes")).map_or(0, Iterator::count) == 0 && host.remains("sb-").is_empty()
         });
     }
-    host.json(&["up", &folder]);
-}
-
-#[test]
-fn what_cannot_be_is_refused_at_once_and_changes_nothing() {
-    let host = Host::new();
-    let up = host.small("first");
-    let folder = host.dir.path().join("first").display().to_string();
-    let (code, text) = host.refused(&["up", &folder]);
-    assert_eq!(code, 2);
-    assert!(text.contains("error[agent.exists]") && text.contains("--replace"), "{text}");
-    // Another agent on the same port.
-    let other = host.copy("tests/scenarios/foreign/fieldnotes", "other");
-    let port = up["url"].as_str().unwrap().split(':').nth(2).unwrap().split('/').next().unwrap().to_owned();
-    host.ok(&["init", &other, "--name", "other", "--port", &port]);
-    let (code, text) = host.refused(&["up", &other]);
-    assert_eq!(code, 2);
-    assert!(text.contains("error[ingress.port_in_use]"), "{text}");
-    // A credential without a source.
-    let manifest = Path::new(&other).join("ringfence.toml");
-    let mut written = fs::read_to_string(&manifest).unwrap().replace(&port, &free_port().to_string());
-    written.push_str("\n[[grant]]\nhost = \"api.example.com\"\ncredential = \"k\"\n[credential.k]\nfrom = \"env:NO_SUCH_KEY\"\nheader = \"Authorization: Bearer {}\"\n");
-    fs::write(&manifest, written).unwrap();
-    let (code, text) = host.refused(&["up", &other]);
-    assert_eq!(code, 2);
-    assert!(text.contains("error[credential.absent]") && text.contains("NO_SUCH_KEY"), "{text}");
-    assert!(host.agent("other").is_none());
-    assert_eq!(host.agent("first").unwrap()["state"], "running");
-}
-
-#[test]
-fn requirements_and_indexes_that_fail_say_why() {
-    let host = Host::new();
-    let folder = host.dir.path().join("needy");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("main.py"), "print('hello')\n").unwrap();
-    fs::write(folder.join("requirements.txt"), "flask==3.0.0\nwerkzeug==1.0.0\n").unwrap();
-    let path = folder.to_str().unwrap();
-    host.ok(&["init", path]);
-    let (code, text) = host.refused(&["up", path]);
-    assert_eq!(code, 2);
-    assert!(text.contains("error[lock.unresolvable]") && text.contains("werkzeug>=3.0.0"), "{text}");
-    assert!(text.lines().count() < 10, "{text}");
-    host.ok(&["serve", "--stop"]);
-    fs::write(folder.join("requirements.txt"), "flask\n").unwrap();
-    let output = host.command(&["up", path]).env("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple").output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(4), "{text}");
-    assert!(text.contains("error[lock.index_unreachable]"), "{text}");
-    assert!(host.agent("needy").is_none());
-    assert!(!folder.join("pylock.toml").exists());
+    // The last one may still be at its undoing; a start then says so, and does not wait.
+    wait_until("it comes up", || {
+        let output = host.run(&["up", &folder]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() || text.contains("error[agent.busy]"), "{text}");
+        output.status.success()
+    });
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Explain for DbError {
     fn fault(&self) -> Fault {
         match self {
             Self::Full => Fault::Host,
+            Self::Sqlite(error) if is_of_the_host(error) => Fault::Host,
             _ => Fault::Us,
         }
     }
@@ -40,9 +41,26 @@ impl Explain for DbError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Full => Some("remove agents that are not needed: `ringfence ps`, `ringfence down NAME`".into()),
+            Self::Sqlite(error) if is_damaged(error) => {
+                Some("put `state.db` back from a backup, or move it away and take the agents up again".into())
+            }
             _ => Some("see whether the disk is full: `df -h`".into()),
         }
     }
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::*;
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Whether SQLite found the disk full, broken or closed to it, and not a mistake of ours.
+fn is_of_the_host(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::*;
+    matches!(
+        error.sqlite_error_code(),
+        Some(CannotOpen | DatabaseCorrupt | DiskFull | NotADatabase | PermissionDenied | ReadOnly | SystemIoFailure)
+    )
 }
 
 /// An agent, as it is remembered.

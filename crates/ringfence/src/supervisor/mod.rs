@@ -144,9 +144,9 @@ fn folder(path: &Path, mode: u32) -> Result<(), Report> {
         let report = Report::new("supervisor.folder", Fault::Host, format!("cannot use folder `{}`", path.display()))
             .because(&e);
         if e.kind() == std::io::ErrorKind::PermissionDenied {
-            report.hint("run as root; or set RINGFENCE_STATE and RINGFENCE_RUN to folders of your own")
+            report.hint("run as root")
         } else {
-            report.hint("see whether the disk is full or read-only: `df -h`")
+            report.hint("see whether the disk is full or read-only: `df -h`; or set RINGFENCE_STATE and RINGFENCE_RUN to other folders")
         }
     })
 }
@@ -174,7 +174,11 @@ fn listen(paths: &Paths) -> Result<UnixListener, Report> {
     }
     std::mem::forget(lock);
     let _ = fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).map_err(|e| step(&format!("listen at `{}`", socket.display()), &e))?;
+    let listener = UnixListener::bind(&socket).map_err(|e| {
+        Report::new("supervisor.folder", Fault::Host, format!("cannot listen at `{}`", socket.display()))
+            .because(&e)
+            .hint("set RINGFENCE_RUN to a folder with a short path, on a file system that can hold sockets")
+    })?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
         .map_err(|e| step("close the socket to others", &e))?;
     Ok(listener)

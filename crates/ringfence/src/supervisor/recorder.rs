@@ -1,6 +1,7 @@
 //! The thread that moves every spool into the audit log, and records what the supervisor itself does.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +72,13 @@ impl Recorder {
         let signer = Signer::load_or_create(LOG_NAME, &key).map_err(failed("use the log's key", &key))?;
         let verifier = signer.verifier();
         let public = paths.log_public_key();
+        // Without a supervisor, which cannot begin, the log is verified by its files.
+        let log = Log::open(&paths.log(), signer).map_err(|e| {
+            let (log, key) = (paths.log(), public.display());
+            Report::from(e).hint(format!("run `ringfence audit verify --log {} --key {key}`", log.display()))
+        })?;
+        // Only now: where the private key was lost and made anew, the old public one is what proves the log.
         fs::write(&public, format!("{}\n", verifier.to_text())).map_err(failed("write", &public))?;
-        let log = Log::open(&paths.log(), signer)?;
         let spools = paths.spools();
         fs::create_dir_all(&spools).map_err(failed("create", &spools))?;
         let own = spools.join("supervisor.spool");
@@ -239,5 +245,6 @@ fn last_seq(file: &mut fs::File) -> u64 {
 
 /// Says a line in the supervisor's own output.
 pub fn tracing_line(line: &str) {
-    eprintln!("{} {line}", Timestamp::now());
+    // WHY: not `eprintln`, which panics where that output is a file on a full disk.
+    let _ = std::io::stderr().write_all(format!("{} {line}\n", Timestamp::now()).as_bytes());
 }

@@ -66,6 +66,7 @@ impl Took {
 impl Supervisor {
     pub(super) async fn bring_up(&self, caller: Caller, request: UpRequest, sink: Sink<UpEvent>) -> Result<(), Report> {
         let manifest = understand(&request)?;
+        only_root()?;
         let _busy = self.hold(&manifest.name)?;
         self.record_operator(caller, "up", super::about(&manifest.name), "begun")?;
         let before = lock(&self.db).agent(&manifest.name)?;
@@ -115,11 +116,17 @@ impl Supervisor {
             sandbox: None,
             since: Some(Timestamp::now()),
         };
+        let home = self.paths.agent(&agent.name);
+        let had_home = home.exists();
         let result = self.start_and_validate(agent.clone(), secrets, guardrails, ingress, &telling, &mut took).await;
         if result.is_err() && before.is_none() {
             // A first start that failed leaves no agent behind; its image stays, so that the next try is quick.
             lock(&self.db).remove(&agent.name)?;
             lock(&self.vault).remove_below(&format!("agent/{}/", agent.name))?;
+            // What `down --keep-state` kept is there for the next try.
+            if !had_home && home.exists() {
+                std::fs::remove_dir_all(&home).map_err(|e| step("remove the agent's folder", &e))?;
+            }
         }
         let report = result?;
         sink.send(&UpEvent::Up(Box::new(report))).await;
@@ -133,6 +140,7 @@ impl Supervisor {
         sink: Sink<UpEvent>,
     ) -> Result<(), Report> {
         let manifest = understand(&request)?;
+        only_root()?;
         let _busy = self.hold(&manifest.name)?;
         self.record_operator(caller, "build", super::about(&manifest.name), "begun")?;
         let telling = self.telling(&sink);
@@ -482,6 +490,17 @@ impl Supervisor {
         let findings = control::probe(shim, targets)?;
         Ok(findings.into_iter().map(|f| ProbeView { barrier: f.barrier, held: f.held, detail: f.detail }).collect())
     }
+}
+
+/// Refuses at once what would fail after all packages were downloaded.
+fn only_root() -> Result<(), Report> {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return Ok(());
+    }
+    Err(Report::new("host.not_root", Fault::Host, "cannot make sandboxes without root")
+        .cause(format!("the supervisor runs as uid {}; namespaces, uid ranges and mounts are root's", uid.as_raw()))
+        .hint("stop it with `ringfence serve --stop`, then run the command as root"))
 }
 
 fn understand(request: &UpRequest) -> Result<Manifest, Report> {

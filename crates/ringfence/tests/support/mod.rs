@@ -1,6 +1,11 @@
 //! A host of its own for one test, with its state, its run folder and its supervisor.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::indexing_slicing,
+    reason = "each test program uses a part of it; a failure is a failed test"
+)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,12 +25,18 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these stories need root: they make sandboxes");
-        let dir = tempfile::tempdir().unwrap();
+        let host = Self::without_store();
         let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("scenario-store");
         fs::create_dir_all(&store).unwrap();
+        std::os::unix::fs::symlink(&store, host.state().join("store")).unwrap();
+        host
+    }
+
+    /// One whose store is its own too, and empty.
+    pub fn without_store() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these stories need root: they make sandboxes");
+        let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
-        std::os::unix::fs::symlink(&store, dir.path().join("state/store")).unwrap();
         let run = PathBuf::from(format!(
             "/run/rf-{}",
             dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
@@ -72,6 +83,39 @@ impl Host {
         let output = self.run(args);
         assert!(!output.status.success(), "ringfence {args:?} succeeded");
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Runs a verb that must fail, and looks whether its message has the form that every message has: what failed, on
+    /// what, why, what to do next.
+    #[track_caller]
+    pub fn turned_away(&self, args: &[&str]) -> Refusal {
+        Refusal::of(args, &self.command(args).current_dir(self.dir.path()).output().unwrap()).without(self)
+    }
+
+    /// Asserts that whatever failed has left nothing: no agent, no folder, no mount, no cgroup, no loop device.
+    #[track_caller]
+    pub fn assert_nothing_half_made(&self) {
+        assert_eq!(self.ok(&["ps", "--json"]), "[]\n");
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.half_made().is_empty() {
+            assert!(Instant::now() < until, "left behind: {:#?}", self.half_made());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn half_made(&self) -> Vec<String> {
+        let mut found = self.remains("sb-");
+        for folder in
+            [self.run.join("sandboxes"), self.run.join("mnt"), self.state().join("agents"), self.state().join("jobs")]
+        {
+            found.extend(fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path().display().to_string()));
+        }
+        // Every sandbox that there was has said so in the log.
+        let log = self.ok(&["audit", "--json"]);
+        let entries = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        let sandboxes: BTreeSet<String> = entries.filter_map(|e| e["sandbox"].as_str().map(str::to_owned)).collect();
+        found.extend(sandboxes.iter().flat_map(|id| self.remains(id)));
+        found
     }
 
     /// Copies a folder of the repository to a place of its own.
@@ -167,8 +211,62 @@ impl Host {
     }
 }
 
+/// How a verb said no.
+pub struct Refusal {
+    /// Its exit code.
+    pub exit: i32,
+    /// The code in its first line.
+    pub code: String,
+    /// All that it said.
+    pub text: String,
+}
+
+impl Refusal {
+    #[track_caller]
+    pub fn of(args: &[&str], output: &Output) -> Self {
+        let text = String::from_utf8(output.stderr.clone()).unwrap();
+        let said = format!("ringfence {args:?}:\n{}{text}", String::from_utf8_lossy(&output.stdout));
+        let exit = output.status.code().expect("an exit code");
+        assert!((1..=4).contains(&exit), "exit code {exit} of {said}");
+        assert!(output.stdout.is_empty(), "{said}");
+        let mut lines = text.lines();
+        let (code, message) =
+            lines.next().and_then(|l| l.strip_prefix("error[")?.split_once("]: ")).unwrap_or_else(|| panic!("{said}"));
+        assert!(
+            code.contains('.') && !code.contains(|c: char| c != '.' && c != '_' && !c.is_ascii_lowercase()),
+            "{said}"
+        );
+        assert!(!message.ends_with('.') && !message.starts_with(char::is_uppercase), "{said}");
+        let words: Vec<&str> = lines.map(|l| l.trim_start().split_once(": ").map_or(l, |(word, _)| word)).collect();
+        let (last, before) = words.split_last().map_or((&"", [].as_slice()), |(last, before)| (last, before));
+        assert!(before.iter().all(|w| *w == "cause") && ["cause", "hint", ""].contains(last), "{said}");
+        assert!(words.len() < 8, "{said}");
+        for of_rust in ["panicked", "Error {", "Err(", "Some(", "Os {", "RUST_BACKTRACE"] {
+            assert!(!text.contains(of_rust), "{said}");
+        }
+        Self { exit, code: code.to_owned(), text: text.trim_end().to_owned() }
+    }
+
+    /// With a name for what lies where each test has its own.
+    pub fn without(mut self, host: &Host) -> Self {
+        self.text = self.text.replace(host.dir.path().to_str().unwrap(), "[DIR]");
+        self.text = self.text.replace(host.run.to_str().unwrap(), "[RUN]");
+        self
+    }
+
+    /// The exit code and the code of the message.
+    pub fn codes(&self) -> (i32, &str) {
+        (self.exit, &self.code)
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
+        // Nobody waits for agents that do not end by themselves.
+        let agents = self.run(&["ps", "--json"]).stdout;
+        for agent in serde_json::from_slice::<Vec<Value>>(&agents).unwrap_or_default() {
+            self.run(&["stop", agent["agent"].as_str().unwrap_or_default(), "--grace", "0"]);
+        }
         self.run(&["down", "--all"]);
         self.run(&["serve", "--stop"]);
         let _ = fs::remove_dir_all(&self.run);

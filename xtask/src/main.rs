@@ -8,6 +8,7 @@ use std::process::ExitCode;
 /// The arrows that the design allows: crate, and what of ours it may lean on.
 const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("inspect", &["model"]),
     ("policy", &["model"]),
     ("audit", &["model"]),
     ("sys", &["model"]),

@@ -1,0 +1,9 @@
+//! Reads what agents and upstreams say to each other: JSON, streams, calls of language models, MCP.
+//!
+//! Bytes go in, and what they mean comes out, or a problem with a stable code. Nothing here does I/O, reads a clock or
+//! draws randomness, nothing here decides, and nothing is sent or held back. Whatever bytes come, time grows with their
+//! number, memory and depth have a bound that the caller sets, and nothing panics. It leans on `model`.
+//!
+//! - [`json`]: strict JSON, which no other reader reads otherwise
+
+pub mod json;

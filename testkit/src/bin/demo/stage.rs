@@ -1,7 +1,7 @@
 //! The one folder that the demonstration writes to, and the process that plays the upstreams.
 
-use std::fs::{self, DirBuilder};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,30 +18,59 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The folder and the process.
 pub struct Stage {
     folder: PathBuf,
+    /// The folder itself, open and locked: one demonstration at a time has it.
+    _ours: File,
     upstreams: Mutex<Option<Child>>,
 }
 
 impl Stage {
-    /// Clears away what an earlier demonstration left, and makes the folder anew.
+    /// Clears away what an earlier demonstration left, and takes the folder.
     ///
-    /// Its name is always the same, so that a second demonstration finds and replaces the upstreams of the first.
+    /// Its name is always the same, so that a second demonstration finds and replaces the upstreams of the first. Where
+    /// the first is still being told, the second is refused.
     pub fn prepare() -> Result<Self, String> {
-        let folder = std::env::temp_dir().join(format!("ringfence-demo-{}", getuid().as_raw()));
+        Self::take(std::env::temp_dir().join(format!("ringfence-demo-{}", getuid().as_raw())))
+    }
+
+    fn take(folder: PathBuf) -> Result<Self, String> {
         let shown = folder.display();
-        match fs::symlink_metadata(&folder) {
-            Ok(found) => {
-                // Anybody may write to the folder around it, so what is there may be somebody else's trap.
-                if !found.is_dir() || found.uid() != getuid().as_raw() || found.mode() & 0o077 != 0 {
-                    return Err(format!("`{shown}` is not a folder of yours alone; remove it"));
+        let ours = loop {
+            match DirBuilder::new().mode(0o700).create(&folder) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(format!("cannot make `{shown}`: {error}"));
                 }
-                end_earlier(&folder)?;
-                remove(&folder);
+                _ => {}
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("cannot look at `{shown}`: {error}")),
-        }
-        DirBuilder::new().mode(0o700).create(&folder).map_err(|e| format!("cannot make `{shown}`: {e}"))?;
-        Ok(Self { folder, upstreams: Mutex::new(None) })
+            let found = match fs::symlink_metadata(&folder) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                found => found.map_err(|e| format!("cannot look at `{shown}`: {e}"))?,
+            };
+            // Anybody may write to the folder around it, so what is there may be somebody else's trap.
+            if !found.is_dir() || found.uid() != getuid().as_raw() || found.mode() & 0o077 != 0 {
+                return Err(format!("`{shown}` is not a folder of yours alone; remove it"));
+            }
+            let open = match File::open(&folder) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                open => open.map_err(|e| format!("cannot open `{shown}`: {e}"))?,
+            };
+            match open.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(format!(
+                        "another demonstration of yours is running in `{shown}`; wait for it, or end it"
+                    ));
+                }
+                Err(TryLockError::Error(e)) => return Err(format!("cannot lock `{shown}`: {e}")),
+            }
+            // One that ended just now may have removed what was opened here.
+            let same = |now: fs::Metadata| open.metadata().is_ok_and(|o| (o.dev(), o.ino()) == (now.dev(), now.ino()));
+            if fs::symlink_metadata(&folder).is_ok_and(same) {
+                break open;
+            }
+        };
+        end_earlier(&folder)?;
+        empty(&folder).map_err(|e| format!("cannot clear `{shown}`: {e}"))?;
+        Ok(Self { folder, _ours: ours, upstreams: Mutex::new(None) })
     }
 
     /// The authority that the upstreams' certificates are from.
@@ -62,7 +91,7 @@ impl Stage {
         let failed = |what: &str, why: &dyn std::fmt::Display| format!("cannot {what} the upstreams: {why}");
         upstreams::write(&self.folder, upstreams::CONFIG, config)?;
         let log = self.folder.join("upstreams.log");
-        let said = fs::File::create(&log).map_err(|e| failed("log", &e))?;
+        let said = File::create(&log).map_err(|e| failed("log", &e))?;
         let program = std::env::current_exe().map_err(|e| failed("find", &e))?;
         let mut child = Command::new(program)
             .arg("serve-upstreams")
@@ -155,11 +184,54 @@ fn wait(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// Removes all that is in a folder.
+fn empty(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+    }
+    Ok(())
+}
+
 fn remove(folder: &Path) {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             crate::show::complain(&format!("cannot remove `{}`: {error}", folder.display()));
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_demonstration_at_a_time_has_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("demo");
+        let first = Stage::take(folder.clone()).unwrap();
+        fs::write(folder.join("left"), "by the first").unwrap();
+        let why = Stage::take(folder.clone()).err().unwrap();
+        assert!(why.contains("another demonstration of yours is running"), "{why}");
+        assert!(folder.join("left").exists(), "the second touched what is the first's");
+        // Handed over, what it left is cleared away by the next.
+        first.hand_over();
+        let second = Stage::take(folder.clone()).unwrap();
+        assert!(!folder.join("left").exists());
+        // Struck, the folder is gone, and the next makes it anew.
+        second.strike();
+        assert!(!folder.exists());
+        drop(Stage::take(folder).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("demo");
+        DirBuilder::new().mode(0o755).create(&folder).unwrap();
+        assert!(Stage::take(folder.clone()).err().unwrap().contains("not a folder of yours alone"));
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert!(Stage::take(dir.path().join("link")).err().unwrap().contains("not a folder of yours alone"));
     }
 }

@@ -158,9 +158,12 @@ impl Host {
         let root = PathBuf::from("/sys/fs/cgroup");
         let below = fs::read_dir(&root).unwrap().flatten().map(|e| e.path());
         for hierarchy in below.chain([root.clone()]) {
-            let folder = hierarchy.join("ringfence").join(sandbox);
-            if folder.exists() {
-                found.push(folder.display().to_string());
+            // The agent's, and its gate's.
+            for folder in [sandbox.to_owned(), format!("{sandbox}-gate")] {
+                let folder = hierarchy.join("ringfence").join(folder);
+                if folder.exists() {
+                    found.push(folder.display().to_string());
+                }
             }
         }
         if self.run.join("sandboxes").join(sandbox).exists() {

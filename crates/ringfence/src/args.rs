@@ -114,7 +114,7 @@ pub struct Init {
     /// The program that is the agent: `app.py` or `module:object`.
     #[arg(long, value_name = "FILE")]
     pub entry: Option<String>,
-    /// What kind of program it is.
+    /// What kind of program it is: asgi, chainlit, gradio, script, streamlit or wsgi.
     #[arg(long, value_parser = kind)]
     pub kind: Option<Kind>,
     /// The agent's name.
@@ -292,11 +292,13 @@ pub struct Secret {
 #[derive(Debug, Subcommand)]
 pub enum SecretVerb {
     /// Read a secret from standard input and seal it.
+    #[command(after_help = "Example:\n  printf %s \"$KEY\" | ringfence secret put openai")]
     Put {
         /// Its name.
         name: String,
     },
     /// Remove a secret.
+    #[command(after_help = "Example:\n  ringfence secret rm openai")]
     Rm {
         /// Its name.
         name: String,

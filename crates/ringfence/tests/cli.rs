@@ -82,13 +82,16 @@ fn help() {
 }
 
 #[test]
-fn help_of_up() {
-    assert_snapshot!(Place::new().run(&["up", "--help"]));
-}
-
-#[test]
-fn help_of_exec() {
-    assert_snapshot!(Place::new().run(&["exec", "--help"]));
+fn help_of_every_verb() {
+    let place = Place::new();
+    let help = String::from_utf8(place.output(&["--help"]).stdout).unwrap();
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let verbs = list.lines().map(|l| l.split_whitespace().next().unwrap()).filter(|verb| *verb != "help");
+    let mut all: Vec<String> = verbs.map(|verb| place.run(&[verb, "--help"])).collect();
+    for verb in [["audit", "verify"], ["secret", "put"], ["secret", "rm"]] {
+        all.push(place.run(&[verb[0], verb[1], "--help"]));
+    }
+    assert_snapshot!(all.join("\n\n"));
 }
 
 #[test]

@@ -5,5 +5,9 @@
 //! number, memory and depth have a bound that the caller sets, and nothing panics. It leans on `model`.
 //!
 //! - [`json`]: strict JSON, which no other reader reads otherwise
+//! - [`sse`], [`ndjson`], [`eventstream`]: streams of messages, from chunks however they are cut
 
+pub mod eventstream;
 pub mod json;
+pub mod ndjson;
+pub mod sse;

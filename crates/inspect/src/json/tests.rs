@@ -252,7 +252,7 @@ fn alike(a: &serde_json::Value, b: &serde_json::Value) -> bool {
         (V::Number(a), V::Number(b)) if a.is_i64() && b.is_i64() => a == b,
         (V::Number(a), V::Number(b)) => {
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            (a - b).abs() <= b.abs() * f64::EPSILON * 2.0
+            (a - b).abs() <= b.abs() * f64::EPSILON * 2.0 + f64::MIN_POSITIVE
         }
         (V::Array(a), V::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
         (V::Object(a), V::Object(b)) => {

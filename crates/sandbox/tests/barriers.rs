@@ -423,7 +423,7 @@ fn the_gates_memory_is_limited() {
     let mut sandbox = flooder(true);
     let exit = sandbox.wait();
     assert_eq!((exit.code, exit.why.as_str()), (137, "gate_died"));
-    assert_eq!(cgroups_named(sandbox.spec.id.as_str()), Vec::<std::path::PathBuf>::new());
+    assert_eq!(cgroups_named(sandbox.spec.id.as_str()), Vec::<PathBuf>::new());
 }
 
 fn the_gates_memory_is_not_limited_without_cgroup() {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use ringfence_audit::Verification;
+use ringfence_model::manifest::ManifestFile;
 use ringfence_model::work::Step;
 use ringfence_model::{AgentName, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
@@ -174,8 +175,10 @@ pub struct UpRequest {
 }
 
 impl Subject for UpRequest {
+    /// The agent's name where the manifest can be read, so that the log of one agent has it; else its folder.
     fn subject(&self) -> String {
-        self.folder.display().to_string()
+        let named = ManifestFile::parse(&self.manifest).ok().and_then(|file| file.agent.name);
+        named.unwrap_or_else(|| self.folder.display().to_string())
     }
 }
 

@@ -53,7 +53,20 @@ impl Explain for IdentityError {
     }
 
     fn fault(&self) -> Fault {
-        Fault::Us
+        match self {
+            Self::File { .. } => Fault::Host,
+            Self::Certificate { .. } => Fault::Us,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::File { path, source } if source.kind() == io::ErrorKind::InvalidData => Some(format!(
+                "put `{0}` back from a backup; or move it away, and a new authority is made that browsers must trust anew",
+                path.display()
+            )),
+            _ => None,
+        }
     }
 }
 
@@ -99,8 +112,12 @@ impl Authority {
         }
         let pem = fs::read_to_string(&cert_path).map_err(file(&cert_path))?;
         let key = fs::read_to_string(&key_path).map_err(file(&key_path))?;
-        let key = KeyPair::from_pem(&key).map_err(refused("read the host's key"))?;
-        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(refused("read the host's authority"))?;
+        let broken = |path: &Path| {
+            let broken = file(path);
+            move |e: rcgen::Error| broken(io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+        };
+        let key = KeyPair::from_pem(&key).map_err(broken(&key_path))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(broken(&cert_path))?;
         Ok(Self { issuer, pem, path: cert_path })
     }
 
@@ -165,5 +182,16 @@ mod tests {
         assert_eq!(fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
         let issued = again.issue(&["localhost"], &["127.0.0.1".parse().unwrap()], 1_800_000_000).unwrap();
         assert_eq!(issued.chain_pem.matches("BEGIN CERTIFICATE").count(), 2);
+    }
+
+    #[test]
+    fn a_broken_key_is_named_with_its_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::load_or_create(dir.path(), 1_800_000_000).unwrap();
+        fs::write(dir.path().join("ca.key"), "not a key").unwrap();
+        let Err(error) = Authority::load_or_create(dir.path(), 1_800_000_000) else { panic!("it was taken") };
+        assert_eq!((error.code(), error.fault()), ("identity.file", Fault::Host));
+        assert!(error.hint().unwrap().contains("ca.key"));
+        assert_eq!(fs::read_to_string(dir.path().join("ca.key")).unwrap(), "not a key", "nothing is overwritten");
     }
 }

@@ -119,8 +119,8 @@ pub enum LockError {
         why: Said,
     },
     /// The image crate failed.
-    #[error("cannot prepare the dependencies layer")]
-    Image(#[source] Box<ImageError>),
+    #[error(transparent)]
+    Image(Box<ImageError>),
     /// Reading the folder failed.
     #[error("cannot tell what the agent depends on")]
     Infer(#[source] Box<InferError>),

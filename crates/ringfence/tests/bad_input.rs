@@ -223,8 +223,8 @@ fn a_disk_that_is_full_while_starting_is_said_so_and_the_next_try_works() {
     fs::create_dir(host.state().join("agents")).unwrap();
     let disk = Disk::over(host.state().join("agents"), c"size=16k", MountFlags::empty());
     let refusal = host.turned_away(&["up", &folder]);
-    assert_eq!(refusal.exit, 3, "{}", refusal.text);
-    assert!(refusal.text.contains("No space left on device"), "{}", refusal.text);
+    assert_eq!(refusal.codes(), (3, "sandbox.disk_full"), "{}", refusal.text);
+    assert!(refusal.text.contains("free some space"), "{}", refusal.text);
     host.assert_nothing_half_made();
     disk.grow(c"size=64m");
     assert_eq!(host.json(&["up", &folder])["agent"], "big");

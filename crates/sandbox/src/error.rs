@@ -25,6 +25,14 @@ pub enum SandboxError {
         /// Why.
         why: String,
     },
+    /// The disk has no room for the agent's volume.
+    #[error("no room for `{path}`: {why}")]
+    Full {
+        /// The volume.
+        path: PathBuf,
+        /// What was said.
+        why: String,
+    },
     /// The gate did not come up.
     #[error("the gate did not come up: {0}")]
     Gate(String),
@@ -67,6 +75,7 @@ impl Explain for SandboxError {
     fn code(&self) -> &'static str {
         match self {
             Self::Command { .. } => "sandbox.command",
+            Self::Full { .. } => "sandbox.disk_full",
             Self::Gate(_) => "sandbox.gate",
             Self::Gone(_) => "sandbox.gone",
             Self::Missing { .. } => "sandbox.missing_mechanism",
@@ -78,7 +87,8 @@ impl Explain for SandboxError {
     fn fault(&self) -> Fault {
         match self {
             Self::Command { .. } => Fault::Caller,
-            Self::Missing { .. } => Fault::Host,
+            Self::Full { .. } | Self::Missing { .. } => Fault::Host,
+            Self::Step { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Fault::Host,
             Self::Gate(_) | Self::Gone(_) | Self::Runtime { .. } | Self::Step { .. } => Fault::Us,
         }
     }
@@ -87,6 +97,12 @@ impl Explain for SandboxError {
         match self {
             Self::Missing { remedy, .. } => Some(remedy.clone()),
             Self::Command { .. } => Some("check `[agent] entry` in the manifest".into()),
+            Self::Full { path, .. } => {
+                Some(format!("free some space: `df -h {}`", path.parent().unwrap_or(path).display()))
+            }
+            Self::Step { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("free some space: `df -h`".into())
+            }
             Self::Step { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or see `ringfence host`".into())
             }

@@ -188,6 +188,9 @@ fn mount_state(spec: &SandboxSpec, volume: &crate::spec::StateVolume) -> Result<
     }
     if !volume.file.exists() {
         ringfence_sys::disk::format(&volume.file, volume.size.0, spec.agent_host_uid()).map_err(|e| {
+            if e.is_full() {
+                return SandboxError::Full { path: volume.file.clone(), why: e.to_string() };
+            }
             SandboxError::missing(
                 "disk-quota",
                 e,

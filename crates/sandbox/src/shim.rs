@@ -31,6 +31,13 @@ use crate::log::Log;
 use crate::spec::{AGENT_UID, Fence, GATE_MEMORY, GATE_TASKS, SandboxSpec, fds};
 use crate::{probe, root, runtime};
 
+/// Says something to whoever reads the standard error, if there is a place left to say it to.
+macro_rules! complain {
+    ($($what:tt)*) => {{
+        let _ = writeln!(std::io::stderr(), "ringfence: {}", format_args!($($what)*));
+    }};
+}
+
 /// How long a gate may take to come up.
 const GATE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -304,6 +311,12 @@ impl Shim {
             let _ = self.container.resume();
             self.frozen = false;
         }
+        // WHY: the first process of a PID namespace gets no signal that it has no handler for, so that waiting for
+        // it to heed one would only take the time.
+        if !process::heeds(self.agent, Signal::TERM) {
+            let _ = kill_process(self.agent, Signal::KILL);
+            return;
+        }
         let _ = kill_process(self.agent, Signal::TERM);
         self.deadline = Some(Instant::now() + grace);
     }
@@ -330,6 +343,9 @@ impl Shim {
             Err(why) => Answer::Failed { why },
         };
         let none = serde_json::Map::new;
+        let outcome = |result: &Result<(), String>| {
+            result.as_ref().err().map(|why| ("failed".to_owned(), why.clone().into())).into_iter().collect()
+        };
         Some(match request {
             Request::Start => done(if self.begun {
                 Err("it was started before".into())
@@ -349,16 +365,22 @@ impl Shim {
                 }
                 done(kill_process(self.agent, Signal::KILL).map_err(|e| e.to_string()))
             }
+            // Freezing holds an agent back, so it is done even where it cannot be recorded; waking one is not.
             Request::Freeze => {
                 let result = self.container.pause().map_err(|e| chain(&e));
                 self.frozen = result.is_ok();
-                let _ = self.record("freeze", none());
-                done(result)
+                let recorded = self.record("freeze", outcome(&result));
+                done(result.and(recorded.map(drop)))
             }
             Request::Resume => {
+                if let Err(why) = self.record("resume", none()) {
+                    return Some(Answer::Failed { why });
+                }
                 let result = self.container.resume().map_err(|e| chain(&e));
                 self.frozen = self.frozen && result.is_err();
-                let _ = self.record("resume", none());
+                if result.is_err() {
+                    let _ = self.record("resume", outcome(&result));
+                }
                 done(result)
             }
             Request::Exec { argv, env, cwd } => {
@@ -417,7 +439,7 @@ impl Shim {
                     })
                     .and_then(|()| self.entry.confine());
                 if let Err(why) = ready {
-                    eprintln!("ringfence: {why}");
+                    complain!("{why}");
                     process::exit_now(126);
                 }
                 process::exit_now(inside())
@@ -436,17 +458,17 @@ impl Shim {
             if let Some(cwd) = cwd
                 && std::env::set_current_dir(&cwd).is_err()
             {
-                eprintln!("ringfence: no folder `{}` in the sandbox", cwd.display());
+                complain!("no folder `{}` in the sandbox", cwd.display());
                 return 126;
             }
             match enter::find_program(argv, &env) {
                 Some(path) => {
                     let error = process::exec(argv, &env, &path);
-                    eprintln!("ringfence: cannot run `{}`: {error}", path.display());
+                    complain!("cannot run `{}`: {error}", path.display());
                     126
                 }
                 None => {
-                    eprintln!("ringfence: no program `{}` in the image", argv.first().map_or("", String::as_str));
+                    complain!("no program `{}` in the image", argv.first().map_or("", String::as_str));
                     127
                 }
             }
@@ -741,6 +763,9 @@ fn create_container(spec: &SandboxSpec, root: &root::Root, entry: &Entry) -> Res
     Ok((container, readers))
 }
 
+const USER_NAMESPACE_REMEDY: &str =
+    "raise /proc/sys/user/max_user_namespaces, or run where no filter forbids user namespaces";
+
 /// Names the mechanism behind what libcontainer says.
 fn explain(spec: &SandboxSpec, why: &str) -> SandboxError {
     if why.contains("is not a program in the image") {
@@ -752,8 +777,8 @@ fn explain(spec: &SandboxSpec, why: &str) -> SandboxError {
     let lower = why.to_lowercase();
     for (word, mechanism, remedy) in [
         ("cgroup", "cgroup", "mount the cpu, memory and pids controllers, or delegate them to this user"),
-        ("user namespace", "user-namespace", "raise /proc/sys/user/max_user_namespaces"),
-        ("mapping", "user-namespace", "run as root, or give this user a range in /etc/subuid"),
+        ("user namespace", "user-namespace", USER_NAMESPACE_REMEDY),
+        ("mapping", "user-namespace", USER_NAMESPACE_REMEDY),
         ("pivot", "mount-namespace", "run where pivot_root is allowed"),
     ] {
         if lower.contains(word) {

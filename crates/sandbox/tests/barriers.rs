@@ -614,7 +614,7 @@ fn a_held_agent_does_nothing() {
 fn the_agent_is_stopped_with_grace() {
     let ended = |trap: &str, grace_ms| {
         let mut sandbox = Sandbox::start(|spec, _| {
-            let script = format!("trap '{trap}' TERM; echo up; while :; do sleep 0.02; done");
+            let script = format!("{trap}; echo up; while :; do sleep 0.02; done");
             spec.argv = ["bash", "-c", &script].map(str::to_owned).to_vec();
         });
         assert!(within(Duration::from_secs(5), || !sandbox.log().is_empty()));
@@ -623,10 +623,13 @@ fn the_agent_is_stopped_with_grace() {
         let exit = sandbox.wait();
         (exit.why, exit.code, asked.elapsed())
     };
-    let (why, code, took) = ended("exit 3", 5000);
+    let (why, code, took) = ended("trap 'exit 3' TERM", 5000);
     assert!(why == "stopped" && code == 3 && took < Duration::from_secs(1), "{why} {code} {took:?}");
-    let (why, code, took) = ended("", 300);
+    let (why, code, took) = ended("trap ':' TERM", 300);
     assert!(why == "stopped" && code == 137 && took >= Duration::from_millis(300), "{why} {code} {took:?}");
+    let (why, code, took) = ended(":", 60_000);
+    assert!(why == "stopped" && code == 137, "{why} {code}");
+    assert!(took < Duration::from_secs(30), "one that has no handler is not waited for: {took:?}");
 }
 
 fn what_the_agent_prints_is_kept() {

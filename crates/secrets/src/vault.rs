@@ -43,11 +43,22 @@ impl Explain for VaultError {
     }
 
     fn fault(&self) -> Fault {
-        Fault::Us
+        match self {
+            Self::File { .. } => Fault::Host,
+            _ => Fault::Us,
+        }
     }
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::File { path, source, .. }
+                if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Some(format!(
+                    "put it back from a backup; or move `{}` away and give the secrets again",
+                    path.parent().unwrap_or(path).join("vault.*").display()
+                ))
+            }
             Self::Sealed(_) => Some("give the secret again: run `ringfence up` with its source present".into()),
             _ => None,
         }

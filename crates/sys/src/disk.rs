@@ -34,6 +34,18 @@ pub enum DiskError {
     },
 }
 
+impl DiskError {
+    /// Whether the disk that the volume was to lie on has no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            // The program says it in words only.
+            Self::Format { why, .. } => why.contains("No space left on device"),
+            Self::Kernel { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+        }
+    }
+}
+
 /// Makes a file with an empty ext4 file system of `size` bytes whose root belongs to `owner`.
 ///
 /// # Errors

@@ -108,6 +108,16 @@ pub fn die_with(parent: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Whether a process has a handler for `signal`, or takes it from its queue. If that cannot be seen it is taken to.
+#[must_use]
+pub fn heeds(process: Pid, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap_or_default();
+    let mask = |name| status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
+    // Who waits for a signal without a handler blocks it, as small init programs do.
+    let (Some(caught), Some(blocked)) = (mask("SigCgt:"), mask("SigBlk:")) else { return true };
+    (caught | blocked) >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -216,6 +226,25 @@ pub fn exec(argv: &[String], env: &[(String, String)], path: &std::path::Path) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handler_is_seen() {
+        let handler = |script: &str| {
+            let mut child = std::process::Command::new("bash")
+                .args(["-c", &format!("{script} echo; read")])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+            let heeds = heeds(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::TERM);
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            heeds
+        };
+        assert!(handler("trap : TERM;"));
+        assert!(!handler(""));
+    }
 
     #[test]
     fn nobody_outlives_a_parent_that_is_gone_already() {

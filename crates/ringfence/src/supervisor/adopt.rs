@@ -39,6 +39,13 @@ impl Supervisor {
                 }
                 Ok(Answer::Status(status)) => {
                     tracing_line(&format!("adopted agent `{}`", agent.name));
+                    // A supervisor that died between a freeze and its note of it left the two apart.
+                    let found = if status.frozen { State::Frozen } else { State::Running };
+                    if agent.state != found
+                        && let Err(report) = self.set_state(&agent.name, found, None)
+                    {
+                        tracing_line(&report.to_string());
+                    }
                     self.watch(agent.name.clone(), id, status.shim_pid);
                 }
                 _ => self.over(&agent.name, &id, None),

@@ -1,0 +1,23 @@
+//! Calls of language models, in the shapes of the APIs that are in use.
+//!
+//! [`Route::of`] tells from method and path which API a call belongs to; [`Route::read`] reads the body and gives the
+//! [`Request`]: model, bounds, tools, prompts and what else a policy asks for, in one form for all APIs. What contradicts
+//! itself, or what some reader would read otherwise, is an error.
+
+mod error;
+mod fields;
+pub mod form;
+mod read;
+mod request;
+mod route;
+mod shape;
+mod weigh;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::LlmError;
+pub use request::{Format, Reading, Reference, ReferenceKind, Request, Tool, ToolChoice, ToolKind, prompt_digest};
+pub use route::Route;
+pub use shape::{Api, Shape, Work};
+pub use weigh::{IMAGE_TOKENS, PAGE_BYTES_PER_TOKEN, SOUND_BYTES_PER_TOKEN, estimate_tokens};

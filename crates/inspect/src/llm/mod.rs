@@ -7,17 +7,22 @@
 mod error;
 mod fields;
 pub mod form;
+mod meter;
 mod read;
 mod request;
 mod route;
+mod scan;
 mod shape;
+mod usage;
 mod weigh;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::LlmError;
+pub use meter::{Framing, Meter, Metered};
 pub use request::{Format, Reading, Reference, ReferenceKind, Request, Tool, ToolChoice, ToolKind, prompt_digest};
 pub use route::Route;
 pub use shape::{Api, Shape, Work};
+pub use usage::{Source, Suspicion, Usage};
 pub use weigh::{IMAGE_TOKENS, PAGE_BYTES_PER_TOKEN, SOUND_BYTES_PER_TOKEN, estimate_tokens};

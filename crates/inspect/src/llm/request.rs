@@ -244,10 +244,13 @@ impl Request {
         let mut request = Self::bare(route);
         let mut tally = Tally::default();
         for part in form.parts() {
-            match (part.file_name.is_some(), part.name) {
-                (true, _) if route.shape == Shape::OpenAiImage => tally.tokens(super::IMAGE_TOKENS),
-                (true, _) => {}
-                (false, _) => tally.bytes(part.body),
+            match part.file_name {
+                Some(_) if route.shape == Shape::OpenAiImage => tally.tokens(super::IMAGE_TOKENS),
+                Some(_) => {}
+                None => {
+                    tally.begin();
+                    tally.bytes(part.body);
+                }
             }
         }
         request.input_tokens = tally.total();

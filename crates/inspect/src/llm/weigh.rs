@@ -24,21 +24,27 @@ pub(super) struct Tally {
     other: u64,
     words: u64,
     fixed: u64,
+    in_word: bool,
 }
 
 impl Tally {
     /// Adds a text.
     pub(super) fn text(&mut self, text: &str) {
+        self.begin();
         self.bytes(text.as_bytes());
     }
 
-    /// Adds UTF-8, which may be cut anywhere.
+    /// Begins a text that comes in parts.
+    pub(super) const fn begin(&mut self) {
+        self.in_word = false;
+    }
+
+    /// Adds a part of a text in UTF-8, which may be cut anywhere.
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        let mut in_word = false;
         for byte in bytes {
             match byte {
                 b' ' | b'\t' | b'\n' | b'\r' => {
-                    in_word = false;
+                    self.in_word = false;
                     self.ascii += 1;
                     continue;
                 }
@@ -47,8 +53,8 @@ impl Tally {
                 0x80..0xc0 => {}
                 _ => self.other += 1,
             }
-            self.words += u64::from(!in_word);
-            in_word = true;
+            self.words += u64::from(!self.in_word);
+            self.in_word = true;
         }
     }
 

@@ -3,12 +3,17 @@
 //! [`Route::of`] tells from method and path which API a call belongs to; [`Route::read`] reads the body and gives the
 //! [`Request`]: model, bounds, tools, prompts and what else a policy asks for, in one form for all APIs. What contradicts
 //! itself, or what some reader would read otherwise, is an error.
+//!
+//! [`edit`] changes a call before it is sent on; [`Meter`] counts its answer while that goes by and gives a [`Usage`];
+//! [`Refusal`] is the answer of a call that is not sent on, or the end of a stream that may not go on.
 
+pub mod edit;
 mod error;
 mod fields;
 pub mod form;
 mod meter;
 mod read;
+mod refusal;
 mod request;
 mod route;
 mod scan;
@@ -21,6 +26,7 @@ mod tests;
 
 pub use error::LlmError;
 pub use meter::{Framing, Meter, Metered};
+pub use refusal::{Answer, Reason, Refusal};
 pub use request::{Format, Reading, Reference, ReferenceKind, Request, Tool, ToolChoice, ToolKind, prompt_digest};
 pub use route::Route;
 pub use shape::{Api, Shape, Work};

@@ -70,7 +70,7 @@ fn fits(shape: Shape, body: &Value<'_>) -> bool {
 }
 
 /// Every spelling of the bound of an answer that stands at the top of some API's body.
-const BOUNDS: &[&str] = &[
+pub(super) const BOUNDS: &[&str] = &[
     "max_completion_tokens",
     "max_tokens",
     "max_output_tokens",

@@ -7,9 +7,11 @@
 //! - [`json`]: strict JSON, which no other reader reads otherwise
 //! - [`sse`], [`ndjson`], [`eventstream`]: streams of messages, from chunks however they are cut
 //! - [`llm`]: calls of language models, in the shapes of the APIs that are in use
+//! - [`price`]: what calls cost
 
 pub mod eventstream;
 pub mod json;
 pub mod llm;
 pub mod ndjson;
+pub mod price;
 pub mod sse;

@@ -14,6 +14,8 @@ pub struct Usage {
     pub cached: u64,
     /// Of these, what the provider now keeps ready, where that costs more.
     pub cache_written: u64,
+    /// Of these, what it keeps for an hour, which costs more again.
+    pub cache_written_long: u64,
     /// All that came out, [`Usage::reasoning`] included.
     pub output: u64,
     /// Of these, what the model thought without saying it.
@@ -44,7 +46,15 @@ impl Usage {
     /// An estimate.
     #[must_use]
     pub const fn estimated(input: u64, output: u64) -> Self {
-        Self { input, cached: 0, cache_written: 0, output, reasoning: 0, source: Source::Estimated }
+        Self {
+            input,
+            cached: 0,
+            cache_written: 0,
+            cache_written_long: 0,
+            output,
+            reasoning: 0,
+            source: Source::Estimated,
+        }
     }
 
     /// All tokens, in and out.
@@ -80,6 +90,7 @@ impl Usage {
             input: self.input.saturating_add(other.input),
             cached: self.cached.saturating_add(other.cached),
             cache_written: self.cache_written.saturating_add(other.cache_written),
+            cache_written_long: self.cache_written_long.saturating_add(other.cache_written_long),
             output: self.output.saturating_add(other.output),
             reasoning: self.reasoning.saturating_add(other.reasoning),
             source: self.source.min(other.source),
@@ -98,7 +109,9 @@ pub(super) struct Reported {
     total: u64,
     cached_within: u64,
     cached_beside: u64,
+    written_within: u64,
     written_beside: u64,
+    written_long: u64,
     reasoning_within: u64,
     reasoning_beside: u64,
 }
@@ -112,7 +125,7 @@ impl Reported {
         let Some((field, detail)) = field(path) else { return };
         let largest = |place: &mut u64| *place = number.max(*place);
         let largest_of = |place: &mut Option<u64>| *place = (*place).max(Some(number));
-        match (field, detail) {
+        match (field, detail.unwrap_or_default()) {
             (
                 "prompt_tokens"
                 | "promptTokenCount"
@@ -120,12 +133,13 @@ impl Reported {
                 | "tokens_evaluated"
                 | "inputTextTokenCount"
                 | "prompt_token_count",
-                None,
+                "",
             ) => largest_of(&mut self.input),
-            ("input_tokens" | "inputTokens" | "inputTokenCount", None) => {
+            ("input_tokens" | "inputTokens" | "inputTokenCount", "") => {
                 self.beside_cache = true;
                 largest_of(&mut self.input);
             }
+            ("tokens" | "billed_units", "input_tokens") => largest_of(&mut self.input),
             (
                 "completion_tokens"
                 | "output_tokens"
@@ -137,29 +151,31 @@ impl Reported {
                 | "tokens_predicted"
                 | "tokenCount"
                 | "generation_token_count",
-                None,
-            ) => {
-                largest_of(&mut self.output);
+                "",
+            )
+            | ("tokens" | "billed_units", "output_tokens") => largest_of(&mut self.output),
+            ("total_tokens" | "totalTokens" | "totalTokenCount", "") => largest(&mut self.total),
+            ("cachedContentTokenCount" | "prompt_cache_hit_tokens" | "cached_tokens", "")
+            | ("prompt_tokens_details" | "input_tokens_details" | "input_token_details", "cached_tokens") => {
+                largest(&mut self.cached_within);
             }
-            ("total_tokens" | "totalTokens" | "totalTokenCount", None) => largest(&mut self.total),
-            ("cachedContentTokenCount" | "prompt_cache_hit_tokens", None)
-            | ("prompt_tokens_details" | "input_tokens_details" | "input_token_details", Some("cached_tokens")) => {
-                largest(&mut self.cached_within)
-            }
-            ("cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount", None) => {
+            ("cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount", "") => {
                 largest(&mut self.cached_beside);
             }
-            ("cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount", None) => {
+            ("prompt_tokens_details" | "input_tokens_details", "cache_write_tokens") => {
+                largest(&mut self.written_within);
+            }
+            ("cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount", "") => {
                 largest(&mut self.written_beside);
             }
+            ("cache_creation", "ephemeral_1h_input_tokens") => largest(&mut self.written_long),
             (
                 "completion_tokens_details" | "output_tokens_details" | "output_token_details",
-                Some("reasoning_tokens"),
-            ) => {
-                largest(&mut self.reasoning_within);
-            }
-            ("thoughtsTokenCount", None) => largest(&mut self.reasoning_beside),
-            ("toolUsePromptTokenCount", None) => largest(&mut self.input_of_tools),
+                "reasoning_tokens" | "thinking_tokens",
+            )
+            | ("reasoning_tokens", "") => largest(&mut self.reasoning_within),
+            ("thoughtsTokenCount", "") => largest(&mut self.reasoning_beside),
+            ("toolUsePromptTokenCount", "") => largest(&mut self.input_of_tools),
             _ => {}
         }
     }
@@ -198,10 +214,13 @@ impl Reported {
             Some(_) => (input, output.saturating_add(rest)),
             None => (input.saturating_add(rest), output),
         };
+        let cached = self.cached_within.max(self.cached_beside).min(input);
+        let cache_written = self.written_within.max(self.written_beside).min(input - cached);
         Some(Usage {
             input,
-            cached: self.cached_within.max(self.cached_beside).min(input),
-            cache_written: written,
+            cached,
+            cache_written,
+            cache_written_long: self.written_long.min(cache_written),
             output,
             reasoning: self.reasoning_within.max(self.reasoning_beside).min(output),
             source: Source::Reported,

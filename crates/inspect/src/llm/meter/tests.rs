@@ -57,6 +57,17 @@ fn whole_answers_are_counted() {
                 "cache_creation_input_tokens":50,"output_tokens":30}}"#,
             [170, 100, 50, 30, 0],
         ),
+        (
+            r#"{"usage":{"input_tokens":20,"cache_creation_input_tokens":50,"cache_creation":{"ephemeral_1h_input_tokens":40},
+                "output_tokens":30,"output_tokens_details":{"thinking_tokens":9}}}"#,
+            [70, 0, 50, 30, 9],
+        ),
+        (
+            r#"{"usage":{"prompt_tokens":90,"prompt_tokens_details":{"cached_tokens":5,"cache_write_tokens":50},"completion_tokens":1}}"#,
+            [90, 5, 50, 1, 0],
+        ),
+        // Cohere.
+        (r#"{"usage":{"tokens":{"input_tokens":20,"output_tokens":30}}}"#, [20, 0, 0, 30, 0]),
         // A mixture that counts what is cached within the input.
         (
             r#"{"usage":{"prompt_tokens":120,"cache_read_input_tokens":100,"completion_tokens":30}}"#,

@@ -27,3 +27,4 @@ lint: ## format and clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo run --quiet --locked -p xtask
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check; fi

@@ -182,7 +182,7 @@ impl Policy {
         };
         for (at, grant) in grants.iter().enumerate() {
             let number = at + 1;
-            for rule in grant_rules(agent, number, grant)? {
+            for rule in grant_rules(agent, number, grant, Hosts::ByEntity)? {
                 add(rule.id, &rule.text, rule.action, Some(&grant.host))?;
             }
         }
@@ -231,11 +231,66 @@ impl Policy {
         &self.sources
     }
 
+    /// The same rules for a symbolic proof: with the host's name said where deciding can take it from the entity, and
+    /// without the door for people.
+    ///
+    /// # Errors
+    /// [`PolicyError`], which [`Policy::compile`] would have given before.
+    pub fn provable(&self, agent: &AgentName) -> Result<PolicySet, PolicyError> {
+        let mut rules = Vec::new();
+        for (at, grant) in self.grants.iter().enumerate() {
+            let grant = grant_rules(agent, at + 1, grant, Hosts::ByEntityAndName)?;
+            rules.extend(grant.into_iter().map(|rule| (rule.id, rule.text)));
+        }
+        // Ids of guard-rails are `file:rule`; no other has a colon.
+        rules.extend(self.sources.iter().filter(|(id, _)| id.contains(':')).cloned());
+        set_of(rules)
+    }
+
+    /// The claim that only these hosts are reached, as rules that a policy may be held against: whatever the policy
+    /// allows, they allow.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if a text of ours does not parse.
+    pub fn only(hosts: &[HostPattern]) -> Result<PolicySet, PolicyError> {
+        let rules = hosts.iter().enumerate().map(|(at, host)| {
+            let condition = match host {
+                HostPattern::Below(suffix) => {
+                    format!("resource.name like {}", glob(&format!("*.{suffix}"), Stars::First))
+                }
+                HostPattern::Exact(host) => format!("resource.name == {}", quoted(&host.to_string())),
+            };
+            (format!("host-{}", at + 1), format!("permit (principal, action, resource) when {{ {condition} }};"))
+        });
+        set_of(rules.collect())
+    }
+
+    /// The claim that no request meets `condition`, a Cedar expression, as [`Policy::only`] states its own.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it is no Cedar expression.
+    pub fn never(condition: &str) -> Result<PolicySet, PolicyError> {
+        let text = format!(
+            "permit (principal, action == Action::{}, resource) unless {{ {condition} }};",
+            quoted(Action::HttpRequest.word())
+        );
+        set_of(vec![("never".into(), text)])
+    }
+
     /// The grants it was compiled from; a [`crate::Permit`] names one by its place.
     #[must_use]
     pub fn grants(&self) -> &[Grant] {
         &self.grants
     }
+}
+
+fn set_of(rules: Vec<(String, String)>) -> Result<PolicySet, PolicyError> {
+    let mut set = PolicySet::new();
+    for (id, text) in rules {
+        let rule = cedar_policy::Policy::parse(Some(PolicyId::new(&id)), text).map_err(|e| compile_error(&id, &e))?;
+        set.add(rule).map_err(|e| compile_error(&id, &e))?;
+    }
+    Ok(set)
 }
 
 impl Names {
@@ -262,6 +317,15 @@ impl Names {
     }
 }
 
+/// How a rule names its host.
+#[derive(Clone, Copy)]
+enum Hosts {
+    /// As is enough for deciding, where an entity has its own name as attribute.
+    ByEntity,
+    /// As a proof needs it, which knows nothing of that.
+    ByEntityAndName,
+}
+
 struct GrantRule {
     id: String,
     text: String,
@@ -269,7 +333,7 @@ struct GrantRule {
 }
 
 /// The rules that one grant stands for.
-fn grant_rules(agent: &AgentName, number: usize, grant: &Grant) -> Result<Vec<GrantRule>, PolicyError> {
+fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) -> Result<Vec<GrantRule>, PolicyError> {
     let scope = |action: Action| match &grant.host {
         HostPattern::Below(_) => format!(
             "permit (principal == Agent::{}, action == Action::{}, resource)",
@@ -286,6 +350,9 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant) -> Result<Vec<Gr
     let host = match &grant.host {
         HostPattern::Below(suffix) => {
             Some(format!("resource.name like {}", glob(&format!("*.{suffix}"), Stars::First)))
+        }
+        HostPattern::Exact(host) if matches!(hosts, Hosts::ByEntityAndName) => {
+            Some(format!("resource.name == {}", quoted(&host.to_string())))
         }
         HostPattern::Exact(_) => None,
     };

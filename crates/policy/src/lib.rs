@@ -6,9 +6,11 @@
 //!
 //! - [`decide`]: a [`Request`] goes in, [`Decision::Allow`] with a [`Permit`] or [`Decision::Deny`] comes out
 //! - [`compile`]: from manifest grants and guard-rail files to Cedar, checked against the schema
+//! - [`call`]: a call in words, for tests and questions
 //! - [`path`]: the one form of a path that is decided and sent
 //! - `index`: picks the rules that can matter, so that a decision costs the same with ten grants and a thousand
 
+pub mod call;
 pub mod compile;
 pub mod decide;
 mod index;
@@ -17,5 +19,6 @@ pub mod path;
 #[cfg(test)]
 mod tests;
 
+pub use call::{Call, CallError};
 pub use compile::{Policy, PolicyError, SCHEMA};
 pub use decide::{Decision, Denial, HttpRequest, IngressRequest, Permit, Request};

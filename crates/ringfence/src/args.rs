@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand};
 use ringfence_model::AgentName;
+use ringfence_model::HostPattern;
 use ringfence_model::manifest::Kind;
 
 /// What follows the list of verbs.
@@ -86,6 +87,13 @@ pub enum Verb {
     /// Put a secret into the vault, for manifests to name as `vault:NAME`.
     #[command(after_help = "Example:\n  printf %s \"$KEY\" | ringfence secret put openai")]
     Secret(Secret),
+    /// Ask what a manifest and this host's guard-rails allow, without making a call.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  ringfence policy explain examples/analyst GET https://example.org/\n  \
+                      ringfence policy diff ringfence.toml new.toml --replay analyst"
+    )]
+    Policy(PolicyVerb),
     /// Run the supervisor in the foreground.
     #[command(after_help = "Example:\n  ringfence serve")]
     Serve(Serve),
@@ -155,6 +163,110 @@ pub struct Build {
     /// Another manifest than the folder's own.
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `policy`
+#[derive(Debug, Subcommand)]
+pub enum PolicyVerb {
+    /// Compile a manifest's grants and the guard-rails, and say whether they stand.
+    #[command(after_help = "Example:\n  ringfence policy check examples/analyst --rules")]
+    Check(PolicyCheck),
+    /// Show what a change of a manifest newly allows or denies, in rules and in recorded calls.
+    #[command(after_help = "Example:\n  ringfence policy diff ringfence.toml new.toml --replay analyst")]
+    Diff(PolicyDiff),
+    /// Decide one call and say why.
+    #[command(after_help = "Examples:\n  ringfence policy explain examples/analyst GET https://example.org/\n  \
+                      ringfence policy explain examples/analyst DNS example.org")]
+    Explain(PolicyExplain),
+    /// Prove for all calls that could ever be made, not for examples, what a policy never allows.
+    #[command(after_help = "Examples:\n  \
+                            ringfence policy prove examples/analyst --only api.openai.com --only '*.acme.example'\n  \
+                            ringfence policy prove new.toml --within ringfence.toml\n  \
+                            ringfence policy prove . --never 'context.method == \"DELETE\"'\n\n\
+                            Needs the solver cvc5: apt install cvc5")]
+    Prove(PolicyProve),
+    /// Decide a file of calls, and fail if one is not decided as expected.
+    #[command(after_help = "Example:\n  ringfence policy test examples/analyst\n\n\
+                            The file has a `[[case]]` for each call:\n  [[case]]\n  \
+                            call = \"POST https://api.openai.com/v1/chat/completions\"\n  \
+                            model = \"gpt-4o\"\n  expect = \"deny\"\n  reason = \"model_not_granted\"")]
+    Test(PolicyTest),
+}
+
+/// `policy check`
+#[derive(Debug, Group)]
+pub struct PolicyCheck {
+    /// The agent's folder, or a manifest.
+    #[arg(default_value = ".")]
+    pub place: PathBuf,
+    /// Print every rule as Cedar text.
+    #[arg(long)]
+    pub rules: bool,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `policy test`
+#[derive(Debug, Group)]
+pub struct PolicyTest {
+    /// The agent's folder, or a manifest.
+    #[arg(default_value = ".")]
+    pub place: PathBuf,
+    /// The cases. [default: ringfence.test.toml beside the manifest]
+    #[arg(long, value_name = "FILE")]
+    pub cases: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `policy explain`
+#[derive(Debug, Group)]
+pub struct PolicyExplain {
+    /// The agent's folder, or a manifest.
+    pub place: PathBuf,
+    /// `GET https://host/path`, `DNS name` or `TLS host:port`.
+    #[arg(required = true, num_args = 1..)]
+    pub call: Vec<String>,
+    /// The model that the call's body names.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The call asks to become a WebSocket.
+    #[arg(long)]
+    pub websocket: bool,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `policy prove`
+#[derive(Debug, Group)]
+pub struct PolicyProve {
+    /// The agent's folder, or a manifest.
+    pub place: PathBuf,
+    /// No other host is ever reached: `host` or `*.domain`; may be repeated.
+    #[arg(long, value_name = "HOST")]
+    pub only: Vec<HostPattern>,
+    /// Nothing is allowed that this manifest, or that of this folder, does not allow.
+    #[arg(long, value_name = "MANIFEST")]
+    pub within: Option<PathBuf>,
+    /// No request is allowed that meets this condition, in Cedar.
+    #[arg(long, value_name = "CONDITION")]
+    pub never: Vec<String>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `policy diff`
+#[derive(Debug, Group)]
+pub struct PolicyDiff {
+    /// The manifest as it is, or its folder.
+    pub old: PathBuf,
+    /// The manifest as it would be, or its folder.
+    pub new: PathBuf,
+    /// Decide the recorded calls of this agent by both.
+    #[arg(long, value_name = "AGENT")]
+    pub replay: Option<AgentName>,
     #[command(flatten)]
     pub output: Json,
 }

@@ -1,8 +1,8 @@
 //! Where things lie on a host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ringfence_model::{AgentName, SandboxId};
+use ringfence_model::{AgentName, Fault, Report, SandboxId};
 
 use crate::env;
 
@@ -82,5 +82,34 @@ impl Paths {
     /// The operator's guard-rails, as Cedar files.
     pub fn guardrails() -> PathBuf {
         env::read(env::POLICIES).map_or_else(|| "/etc/ringfence/policies".into(), PathBuf::from)
+    }
+
+    /// Reads the operator's guard-rails: file name and Cedar text, by name.
+    ///
+    /// # Errors
+    /// A report for a file that is there and cannot be read: a rule that is not seen is not enforced.
+    pub fn read_guardrails() -> Result<Vec<(String, String)>, Report> {
+        let folder = Self::guardrails();
+        let failed = |path: &Path, e: &std::io::Error| {
+            Report::new("policy.guardrails", Fault::Host, format!("cannot read the guard-rails `{}`", path.display()))
+                .cause(e)
+                .hint("make them readable for the user that runs this, or name another folder")
+        };
+        let mut files = Vec::new();
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+            Err(e) => return Err(failed(&folder, &e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| failed(&folder, &e))?.path();
+            if path.extension().is_some_and(|e| e == "cedar") {
+                let text = std::fs::read_to_string(&path).map_err(|e| failed(&path, &e))?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                files.push((name, text));
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 }

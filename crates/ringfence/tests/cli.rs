@@ -88,7 +88,17 @@ fn help_of_every_verb() {
     let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let verbs = list.lines().map(|l| l.split_whitespace().next().unwrap()).filter(|verb| *verb != "help");
     let mut all: Vec<String> = verbs.map(|verb| place.run(&[verb, "--help"])).collect();
-    for verb in [["audit", "verify"], ["secret", "put"], ["secret", "rm"]] {
+    let nested = [
+        ["audit", "verify"],
+        ["policy", "check"],
+        ["policy", "diff"],
+        ["policy", "explain"],
+        ["policy", "prove"],
+        ["policy", "test"],
+        ["secret", "put"],
+        ["secret", "rm"],
+    ];
+    for verb in nested {
         all.push(place.run(&[verb[0], verb[1], "--help"]));
     }
     assert_snapshot!(all.join("\n\n"));

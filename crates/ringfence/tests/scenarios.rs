@@ -186,4 +186,16 @@ fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
     let explained = host.json(&["explain", &entry["index"].to_string()]);
     let grant = explained["grant"].as_str().unwrap();
     assert!(grant.contains("host = \"203.0.113.9\"") && grant.contains("scheme = \"http\""), "{grant}");
+    // The grant that would allow it, tried on what was recorded before anybody lives with it.
+    let old = host.dir.path().join("caller/ringfence.toml");
+    let new = host.dir.path().join("new.toml");
+    let more = "\n[[grant]]\nhost = \"203.0.113.9\"\nport = 80\nscheme = \"http\"\nallow_private = true\n";
+    fs::write(&new, fs::read_to_string(&old).unwrap() + more).unwrap();
+    let change = ["policy", "diff", old.to_str().unwrap(), new.to_str().unwrap(), "--replay", "caller", "--json"];
+    let output = host.run(&change);
+    assert_eq!(output.status.code(), Some(5));
+    let changes: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let allowed = changes["replayed"]["newly_allowed"].as_array().unwrap();
+    assert!(allowed.iter().any(|c| c["call"] == "GET http://203.0.113.9/x" && c["times"] == 1), "{changes}");
+    assert_eq!(changes["replayed"]["newly_denied"], serde_json::json!([]));
 }

@@ -380,25 +380,6 @@ impl Supervisor {
         }
     }
 
-    fn guardrails() -> Result<Vec<(String, String)>, Report> {
-        let folder = Paths::guardrails();
-        let mut files = Vec::new();
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(files),
-            Err(e) => return Err(step(&format!("read the guard-rails in `{}`", folder.display()), &e)),
-        };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|e| e == "cedar") {
-                let text = fs::read_to_string(&path).map_err(|e| step(&format!("read `{}`", path.display()), &e))?;
-                files.push((entry.file_name().to_string_lossy().into_owned(), text));
-            }
-        }
-        files.sort();
-        Ok(files)
-    }
-
     async fn verified(&self) -> Result<VerifyAnswer, Report> {
         let me = self.me.upgrade();
         let work = tokio::task::spawn_blocking(move || {

@@ -24,6 +24,7 @@ use super::function::{Door, view};
 use super::pipeline::{self, Prepared};
 use super::start::{self, Plan};
 use super::{Supervisor, lock, step};
+use crate::paths::Paths;
 
 /// A program without pages counts as up when it lives this long, or ends with success.
 const ALIVE: Duration = Duration::from_millis(500);
@@ -81,7 +82,7 @@ impl Supervisor {
                 )));
         }
         // What can fail at once, fails before anything is downloaded.
-        let guardrails = Self::guardrails()?;
+        let guardrails = Paths::read_guardrails()?;
         ringfence_policy::Policy::compile(&manifest.name, &manifest.grants, &guardrails)?;
         let secrets = self.gather(&manifest, &request.secrets)?;
         let ingress = match &manifest.ingress {
@@ -166,7 +167,7 @@ impl Supervisor {
             .hint(format!("stop it first with `ringfence stop {}`", agent.name)));
         }
         self.record_operator(caller, "start", super::about(&agent.name), "begun")?;
-        let guardrails = Self::guardrails()?;
+        let guardrails = Paths::read_guardrails()?;
         let secrets = self.gather(&agent.manifest, &BTreeMap::new())?;
         let ingress = agent.manifest.ingress.as_ref().map(|w| start::listen(w.publish)).transpose()?;
         let telling = self.telling(&sink);

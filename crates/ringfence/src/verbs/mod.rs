@@ -9,6 +9,7 @@ mod freeze;
 mod host;
 mod init;
 mod logs;
+mod policy;
 mod ps;
 mod secret;
 mod serve;
@@ -48,6 +49,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
         Verb::Host(args) => Ok(host::run(args)),
         Verb::Init(args) => init::run(args),
         Verb::Logs(args) => block_on(logs::run(args)),
+        Verb::Policy(verb) => block_on(policy::run(verb)),
         Verb::Ps(args) => block_on(ps::run(args)),
         Verb::Resume(args) => block_on(freeze::resume(args)),
         Verb::Secret(args) => block_on(secret::run(args)),

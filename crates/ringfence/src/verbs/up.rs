@@ -96,26 +96,7 @@ pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Repo
             .hint("name the folder with the agent's source"));
     }
     let path = manifest.map_or_else(|| folder.join(FILE_NAME), PathBuf::from);
-    let text = std::fs::read_to_string(&path).map_err(|e| {
-        let report =
-            Report::new("manifest.missing", Fault::Caller, format!("cannot read the manifest `{}`", path.display()))
-                .cause(&e);
-        if e.kind() == std::io::ErrorKind::NotFound && manifest.is_none() {
-            report.hint(format!("write one with `ringfence init {}`", folder.display()))
-        } else {
-            report
-        }
-    })?;
-    let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
-    let mut ca_files = BTreeMap::new();
-    for name in ManifestFile::parse(&text)?.grant.into_iter().filter_map(|g| g.ca) {
-        if let Ok(pem) = std::fs::read_to_string(beside.join(&name)) {
-            ca_files.insert(name, pem);
-        }
-    }
-    let manifest = Manifest::parse(&text, &|name| {
-        ca_files.get(name).cloned().ok_or_else(|| "it is not a readable file".to_owned())
-    })?;
+    let (manifest, written) = self::manifest(&path, manifest.is_none().then_some(&*folder))?;
     let mut secrets = BTreeMap::new();
     for (name, credential) in &manifest.credentials {
         match ringfence_secrets::fetch(name, &credential.from, &folder, &|variable| std::env::var(variable).ok()) {
@@ -128,5 +109,42 @@ pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Repo
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(UpRequest { folder, manifest: text, ca_files, secrets, replace: false })
+    Ok(UpRequest { folder, manifest: written.text, ca_files: written.ca_files, secrets, replace: false })
+}
+
+/// A manifest as it was written.
+pub struct Written {
+    /// Its text.
+    pub text: String,
+    /// Text of the `ca` files that its grants name, by the name written.
+    pub ca_files: BTreeMap<String, String>,
+}
+
+/// Reads a manifest and the certificates that it names. `of` is the folder whose own manifest it is, if it is one's.
+///
+/// # Errors
+/// A report for a file that is not there, or a manifest that is not right.
+pub fn manifest(path: &Path, of: Option<&Path>) -> Result<(Manifest, Written), Report> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let report =
+            Report::new("manifest.missing", Fault::Caller, format!("cannot read the manifest `{}`", path.display()))
+                .cause(&e);
+        match of {
+            Some(folder) if e.kind() == std::io::ErrorKind::NotFound => {
+                report.hint(format!("write one with `ringfence init {}`", folder.display()))
+            }
+            _ => report,
+        }
+    })?;
+    let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut ca_files = BTreeMap::new();
+    for name in ManifestFile::parse(&text)?.grant.into_iter().filter_map(|g| g.ca) {
+        if let Ok(pem) = std::fs::read_to_string(beside.join(&name)) {
+            ca_files.insert(name, pem);
+        }
+    }
+    let manifest = Manifest::parse(&text, &|name| {
+        ca_files.get(name).cloned().ok_or_else(|| "it is not a readable file".to_owned())
+    })?;
+    Ok((manifest, Written { text, ca_files }))
 }

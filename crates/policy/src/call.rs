@@ -1,0 +1,180 @@
+//! A call as people and test files write it, to be decided without being made.
+//!
+//! ```text
+//! POST https://api.example.org/v1/chat     a request of the agent; the port is the scheme's own unless it is named
+//! DNS api.example.org                      a name that the agent asks for
+//! TLS api.example.org:443                  a connection that stays closed to the gate
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use ringfence_model::manifest::Scheme;
+use ringfence_model::{Explain, Fault, HostName};
+
+use crate::{HttpRequest, Request};
+
+/// A call that nobody makes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Call {
+    kind: Kind,
+    host: HostName,
+    port: u16,
+    /// The model that the body names.
+    pub model: Option<String>,
+    /// Whether it asks to become a WebSocket.
+    pub websocket: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Dns,
+    Tls,
+    Http { method: String, https: bool, path: String },
+}
+
+/// Why a text is no call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a call: {why}")]
+pub struct CallError {
+    text: String,
+    why: String,
+}
+
+impl Explain for CallError {
+    fn code(&self) -> &'static str {
+        "policy.call"
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Caller
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some("write `GET https://host/path`, `DNS name` or `TLS host:port`".into())
+    }
+}
+
+impl FromStr for Call {
+    type Err = CallError;
+
+    fn from_str(text: &str) -> Result<Self, CallError> {
+        let bad = |why: &str| CallError { text: text.chars().take(120).collect(), why: why.into() };
+        let (word, rest) = text.trim().split_once(char::is_whitespace).ok_or_else(|| bad("it is one word"))?;
+        let rest = rest.trim();
+        let (kind, authority, usual) = match word {
+            "DNS" => (Kind::Dns, rest, Some(0)),
+            "TLS" => (Kind::Tls, rest, None),
+            method => {
+                let (scheme, rest) = rest.split_once("://").ok_or_else(|| bad("it names no URL"))?;
+                let https = match scheme {
+                    "https" | "wss" => true,
+                    "http" | "ws" => false,
+                    _ => return Err(bad("its scheme is neither http nor https")),
+                };
+                let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+                let (authority, path) = rest.split_at(end);
+                // Queries are not matched, and a fragment is never sent.
+                let path = path.split(['?', '#']).next().unwrap_or_default();
+                let path = if path.is_empty() { "/" } else { path };
+                let kind = Kind::Http { method: method.to_owned(), https, path: path.to_owned() };
+                (kind, authority, Some(if https { 443 } else { 80 }))
+            }
+        };
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') && (!host.contains(':') || host.ends_with(']')) => {
+                (host, Some(port.parse::<u16>().map_err(|_| bad("its port is no number below 65536"))?))
+            }
+            _ => (authority, None),
+        };
+        let host = host.parse().map_err(|_| bad("its host is neither a name nor an address"))?;
+        let port = port.or(usual).ok_or_else(|| bad("it names no port"))?;
+        Ok(Self { kind, host, port, model: None, websocket: false })
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bracketed = match &self.host {
+            HostName::Address(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
+            other => other.to_string(),
+        };
+        match &self.kind {
+            Kind::Dns => write!(f, "DNS {}", self.host)?,
+            Kind::Tls => write!(f, "TLS {bracketed}:{}", self.port)?,
+            Kind::Http { method, https, path } => {
+                let (scheme, usual) = if *https { ("https", 443) } else { ("http", 80) };
+                write!(f, "{method} {scheme}://{bracketed}")?;
+                if self.port != usual {
+                    write!(f, ":{}", self.port)?;
+                }
+                f.write_str(path)?;
+            }
+        }
+        if let Some(model) = &self.model {
+            write!(f, " (model {model})")?;
+        }
+        if self.websocket {
+            f.write_str(" (WebSocket)")?;
+        }
+        Ok(())
+    }
+}
+
+impl Call {
+    /// What is asked of a policy.
+    #[must_use]
+    pub fn request(&self) -> Request<'_> {
+        let (host, port) = (&self.host, self.port);
+        match &self.kind {
+            Kind::Dns => Request::DnsResolve { host },
+            Kind::Tls => Request::TlsConnect { host, port },
+            Kind::Http { method, https, path } => Request::Http(HttpRequest {
+                host,
+                port,
+                scheme: if *https { Scheme::Https } else { Scheme::Http },
+                method,
+                path,
+                websocket: self.websocket,
+                model: self.model.as_deref(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_call_is_what_it_says() {
+        for (text, shown) in [
+            ("POST https://API.example.org/v1?x=1#y", "POST https://api.example.org/v1"),
+            ("GET http://a.example:8080", "GET http://a.example:8080/"),
+            ("GET https://a.example:443/", "GET https://a.example/"),
+            ("GET https://[2001:db8::1]:8443/x", "GET https://[2001:db8::1]:8443/x"),
+            ("GET https://[2001:db8::1]/x", "GET https://[2001:db8::1]/x"),
+            ("DNS a.example", "DNS a.example"),
+            ("TLS a.example:443", "TLS a.example:443"),
+        ] {
+            assert_eq!(text.parse::<Call>().unwrap().to_string(), shown);
+        }
+        for text in
+            ["", "GET", "GET a.example", "GET ftp://a/x", "GET https://:1/", "TLS a.example", "GET https://a:x/"]
+        {
+            assert!(text.parse::<Call>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic_and_what_is_shown_is_read_again(text in "(GET|DNS|TLS|[A-Z]{0,3}) ?(https?://)?\\PC{0,30}") {
+            if let Ok(call) = text.parse::<Call>() {
+                let again: Call = call.to_string().parse().unwrap();
+                prop_assert_eq!(again, call);
+            }
+        }
+    }
+}

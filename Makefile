@@ -3,10 +3,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint build
+.PHONY: help setup demo test bench bench-gate lint build
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: ## install what building and running needs and is not there
 	@tools/setup
@@ -22,6 +22,9 @@ test: setup ## run every test
 
 bench: setup ## print the numbers of SPEC.md
 	@tools/bench
+
+bench-gate: setup ## measure the gate beside squid and hudsucker
+	@tools/bench-gate
 
 lint: ## format and clippy
 	cargo fmt --all --check

@@ -343,3 +343,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn without_its_one_form_a_path_climbs_out_of_its_grant() {
+    use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request as Asked, RestrictedExpression};
+    let mut granted = grant("files.example.org");
+    granted.paths = vec!["/public/*".into()];
+    let policy = compile(&[granted]);
+    for climbing in ["/public/../admin", "/public/%2e%2e/admin", "/public/..%2fadmin", "/public//../admin"] {
+        assert_eq!(code(&ask(&policy, "files.example.org", "GET", climbing, None)), "path_ambiguous", "{climbing}");
+        // The same rules, asked about the path as it came.
+        let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
+        let host: EntityUid = "Host::\"files.example.org\"".parse().unwrap();
+        let known = [
+            ("name".to_owned(), text("files.example.org")),
+            ("port".to_owned(), RestrictedExpression::new_long(443)),
+            ("address".to_owned(), RestrictedExpression::new_bool(false)),
+        ];
+        let entity = Entity::new(host.clone(), known.into_iter().collect(), Default::default()).unwrap();
+        let context = Context::from_pairs([
+            ("method".to_owned(), text("GET")),
+            ("path".to_owned(), text(climbing)),
+            ("scheme".to_owned(), text("https")),
+            ("websocket".to_owned(), RestrictedExpression::new_bool(false)),
+        ])
+        .unwrap();
+        let agent_uid = "Agent::\"analyst\"".parse().unwrap();
+        let asked = Asked::new(agent_uid, "Action::\"http:request\"".parse().unwrap(), host, context, None).unwrap();
+        let entities = Entities::from_entities([entity], None).unwrap();
+        let answer = Authorizer::new().is_authorized(&asked, &policy.provable(&agent()).unwrap(), &entities);
+        assert_eq!(answer.decision(), cedar_policy::Decision::Allow, "with the barrier off {climbing} gets through");
+    }
+}

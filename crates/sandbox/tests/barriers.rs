@@ -175,7 +175,7 @@ impl Kin {
 }
 
 /// Found by taking away every set of layers: these are the least ones.
-static ATTACKS: [Attack; 23] = [
+static ATTACKS: [Attack; 24] = [
     attack("become-root", &[Privileges]),
     attack("bpf", &[User, Privileges, Seccomp]).up_to_the_host(),
     attack("chroot", &[Privileges, Seccomp]),
@@ -212,6 +212,7 @@ static ATTACKS: [Attack; 23] = [
     attack("vm-socket", &[Seccomp]).aimed_at("/sys/module/vsock", &GENERIC_NETLINK, &["Operation not permitted"]),
     attack("write-app", &[User, Root, Privileges, Landlock]),
     attack("write-root", &[User, Root, Privileges, Landlock]),
+    attack("write-trust", &[User, Root, Privileges, Landlock]),
 ];
 
 /// What the probes find inside the whole fence.

@@ -63,6 +63,9 @@ pub enum Verb {
     /// Explain one entry of the audit log.
     #[command(after_help = "Example:\n  ringfence explain 42")]
     Explain(Explain),
+    /// Propose the least grants for what an agent was denied, for a person to review.
+    #[command(after_help = "Example:\n  ringfence learn analyst >> examples/analyst/ringfence.toml")]
+    Learn(Learn),
     /// Run a command inside an agent's sandbox.
     #[command(after_help = "Example:\n  ringfence exec analyst -- python3 -c 'import os; print(os.environ)'")]
     Exec(Exec),
@@ -163,6 +166,15 @@ pub struct Build {
     /// Another manifest than the folder's own.
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `learn`
+#[derive(Debug, Group)]
+pub struct Learn {
+    /// Which agent.
+    pub agent: AgentName,
     #[command(flatten)]
     pub output: Json,
 }

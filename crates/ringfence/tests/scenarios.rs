@@ -186,6 +186,21 @@ fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
     let explained = host.json(&["explain", &entry["index"].to_string()]);
     let grant = explained["grant"].as_str().unwrap();
     assert!(grant.contains("host = \"203.0.113.9\"") && grant.contains("scheme = \"http\""), "{grant}");
+    // What was denied, as grants to review: taken up, they allow the call and nothing wider.
+    let learnt = host.ok(&["learn", "caller"]);
+    assert!(learnt.lines().all(|line| line.is_empty() || line.starts_with('#')), "{learnt}");
+    assert!(!learnt.contains("ringfence-probe"), "our own probes are not the agent's wishes: {learnt}");
+    let taken: String = learnt
+        .lines()
+        .filter(|l| l.starts_with("# [[") || l.contains(" = "))
+        .map(|l| l.trim_start_matches("# ").to_owned() + "\n")
+        .collect();
+    let manifest = fs::read_to_string(host.dir.path().join("caller/ringfence.toml")).unwrap();
+    let reviewed = host.dir.path().join("reviewed.toml");
+    fs::write(&reviewed, manifest + &taken).unwrap();
+    let asked = |call: &str| host.json(&["policy", "explain", reviewed.to_str().unwrap(), call])["decision"].clone();
+    assert_eq!(asked("GET http://203.0.113.9/x"), "allow", "{taken}");
+    assert_eq!(asked("GET http://203.0.113.9/y"), "deny", "{taken}");
     // The grant that would allow it, tried on what was recorded before anybody lives with it.
     let old = host.dir.path().join("caller/ringfence.toml");
     let new = host.dir.path().join("new.toml");

@@ -8,6 +8,7 @@ mod explain;
 mod freeze;
 mod host;
 mod init;
+mod learn;
 mod logs;
 mod policy;
 mod ps;
@@ -48,6 +49,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
         Verb::Freeze(args) => block_on(freeze::freeze(args)),
         Verb::Host(args) => Ok(host::run(args)),
         Verb::Init(args) => init::run(args),
+        Verb::Learn(args) => block_on(learn::run(args)),
         Verb::Logs(args) => block_on(logs::run(args)),
         Verb::Policy(verb) => block_on(policy::run(verb)),
         Verb::Ps(args) => block_on(ps::run(args)),

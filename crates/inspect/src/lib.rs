@@ -8,10 +8,13 @@
 //! - [`sse`], [`ndjson`], [`eventstream`]: streams of messages, from chunks however they are cut
 //! - [`llm`]: calls of language models, in the shapes of the APIs that are in use
 //! - [`price`]: what calls cost
+//! - [`mcp`]: messages of the Model Context Protocol, and of agents to each other
 
+mod base64;
 pub mod eventstream;
 pub mod json;
 pub mod llm;
+pub mod mcp;
 pub mod ndjson;
 pub mod price;
 pub mod sse;

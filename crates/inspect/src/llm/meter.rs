@@ -4,6 +4,7 @@ use super::scan::{Path, Scan, Sink};
 use super::usage::{Reported, Suspicion, Usage};
 use super::weigh::Tally;
 use super::{Request, Shape};
+use crate::base64;
 use crate::eventstream::EventStream;
 use crate::json::{self, Limits, Value};
 use crate::sse::Sse;
@@ -216,30 +217,7 @@ impl Meter {
 /// The answer of a model that a message of Bedrock's holds in base64.
 fn chunk_of(payload: &[u8]) -> Option<Vec<u8>> {
     let payload = json::parse(payload, &Limits { bytes: MAX_MESSAGE_BYTES, depth: 4, values: 16 }).ok()?;
-    from_base64(payload.get("bytes").and_then(Value::as_str)?)
-}
-
-/// Decodes base64 (RFC 4648 §4).
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut held, mut bits) = (0_u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        held = held << 6 | u32::from(digit);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from(held >> bits & 0xff).ok()?);
-        }
-    }
-    Some(out)
+    base64::decode(payload.get("bytes").and_then(Value::as_str)?)
 }
 
 /// What the scan of an answer finds.

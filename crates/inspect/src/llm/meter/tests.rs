@@ -235,14 +235,6 @@ fn framings_are_told_from_content_types() {
     }
 }
 
-#[test]
-fn base64_is_decoded() {
-    for (text, want) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")] {
-        assert_eq!(from_base64(text).unwrap(), want.as_bytes());
-    }
-    assert_eq!(from_base64("Zm9v\n"), None);
-}
-
 proptest! {
     #[test]
     fn no_answer_makes_it_panic(

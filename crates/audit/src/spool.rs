@@ -3,7 +3,8 @@
 //! A spool is a file of JSON lines with one writer. The supervisor moves its entries into the log and
 //! frees the space behind them. A write is one `write(2)` on an append-only descriptor, so the entry
 //! survives the writer's `kill -9`; a half line, as a crash of the host or a full disk leaves it, is cut
-//! off by the next writer and never read.
+//! off by the next writer and never read. What announces nothing, such as the end of a call, may wait a
+//! moment and be written together with what comes next.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use ringfence_model::{AgentName, SandboxId};
+use serde::Serialize;
 
 use crate::entry::{Entry, Event, MAX_ENTRY_BYTES, VERSION};
 
@@ -21,7 +23,27 @@ pub trait Record: Send + Sync {
     /// # Errors
     /// [`RecordError`]; then what the event announces must not happen.
     fn record(&self, time: Timestamp, event: Event) -> Result<u64, RecordError>;
+
+    /// Records an event that announces nothing: in its place before all that is recorded after it, and at the latest
+    /// with the next [`Record::settle`], which the caller owes it.
+    ///
+    /// # Errors
+    /// [`RecordError`]; then the event is in no log.
+    fn record_soon(&self, time: Timestamp, event: Event) -> Result<(), RecordError> {
+        self.record(time, event).map(drop)
+    }
+
+    /// Makes durable what [`Record::record_soon`] took.
+    ///
+    /// # Errors
+    /// [`RecordError`]; what could not be written is tried again with the next entry.
+    fn settle(&self) -> Result<(), RecordError> {
+        Ok(())
+    }
 }
+
+/// How much may wait to be settled.
+const MAX_WAITING_BYTES: usize = 256 * 1024;
 
 /// Why an event could not be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +80,67 @@ struct Inner {
     file: File,
     bytes: u64,
     next_seq: u64,
-    line: Vec<u8>,
+    /// Whole lines that are not in the file yet; all before `next_seq` and without gaps.
+    waiting: Vec<u8>,
+}
+
+/// An [`Entry`] as it is written, without owning any of it.
+#[derive(Serialize)]
+struct Line<'a> {
+    v: u32,
+    time: Timestamp,
+    source: &'a str,
+    seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<&'a AgentName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox: Option<&'a SandboxId>,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+impl Inner {
+    /// Puts an entry behind those that wait; leaves nothing of it on error.
+    fn append(&mut self, origin: &Origin, time: Timestamp, event: &Event) -> Result<u64, RecordError> {
+        let (before, seq) = (self.waiting.len(), self.next_seq);
+        let line = Line {
+            v: VERSION,
+            time,
+            source: &origin.source,
+            seq,
+            agent: origin.agent.as_ref(),
+            sandbox: origin.sandbox.as_ref(),
+            event,
+        };
+        let put = serde_json::to_writer(&mut self.waiting, &line).map_err(|e| RecordError::Write(e.into()));
+        let bytes = self.waiting.len() - before;
+        let fits = if bytes > MAX_ENTRY_BYTES { Err(RecordError::TooLarge { bytes }) } else { Ok(()) };
+        if let Err(error) = put.and(fits) {
+            self.waiting.truncate(before);
+            return Err(error);
+        }
+        self.waiting.push(b'\n');
+        self.next_seq += 1;
+        Ok(seq)
+    }
+
+    /// Writes all that waits by one `write(2)`; what could not be written waits on.
+    fn write(&mut self) -> Result<(), RecordError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let wrote = self.file.write(&self.waiting).map_err(RecordError::Write)?;
+        if wrote != self.waiting.len() {
+            // A short write means a full disk: take it back, so that nothing half is read.
+            self.file.set_len(self.bytes).map_err(RecordError::Write)?;
+            return Err(RecordError::Write(std::io::ErrorKind::StorageFull.into()));
+        }
+        self.bytes += self.waiting.len() as u64;
+        self.waiting.clear();
+        // One burst need not be remembered for ever.
+        self.waiting.shrink_to(16 * 1024);
+        Ok(())
+    }
 }
 
 impl Spool {
@@ -90,45 +172,41 @@ impl Spool {
             .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
             .next_back()
             .map_or(first_seq, |entry| entry.seq + 1);
-        Ok(Self { origin, inner: Mutex::new(Inner { file, bytes: keep, next_seq, line: Vec::with_capacity(1024) }) })
+        Ok(Self { origin, inner: Mutex::new(Inner { file, bytes: keep, next_seq, waiting: Vec::with_capacity(4096) }) })
     }
 }
 
 impl Record for Spool {
     fn record(&self, time: Timestamp, event: Event) -> Result<u64, RecordError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let seq = inner.next_seq;
-        let entry = Entry {
-            v: VERSION,
-            time,
-            source: self.origin.source.clone(),
-            seq,
-            agent: self.origin.agent.clone(),
-            sandbox: self.origin.sandbox.clone(),
-            event,
-        };
-        let mut line = std::mem::take(&mut inner.line);
-        line.clear();
-        let written = serde_json::to_writer(&mut line, &entry).map_err(|e| RecordError::Write(e.into()));
-        let done = written.and_then(|()| {
-            if line.len() > MAX_ENTRY_BYTES {
-                return Err(RecordError::TooLarge { bytes: line.len() });
-            }
-            line.push(b'\n');
-            let wrote = inner.file.write(&line).map_err(RecordError::Write)?;
-            if wrote != line.len() {
-                // A short write means a full disk: take the half line back, so that nothing half is read.
-                inner.file.set_len(inner.bytes).map_err(RecordError::Write)?;
-                return Err(RecordError::Write(std::io::ErrorKind::StorageFull.into()));
-            }
-            Ok(())
-        });
-        if done.is_ok() {
-            inner.bytes += line.len() as u64;
-            inner.next_seq += 1;
+        let before = inner.waiting.len();
+        let seq = inner.append(&self.origin, time, &event)?;
+        if let Err(error) = inner.write() {
+            // It did not happen; those before it, which did, wait on.
+            inner.waiting.truncate(before);
+            inner.next_seq = seq;
+            return Err(error);
         }
-        inner.line = line;
-        done.map(|()| seq)
+        Ok(seq)
+    }
+
+    fn record_soon(&self, time: Timestamp, event: Event) -> Result<(), RecordError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.waiting.len() >= MAX_WAITING_BYTES {
+            inner.write()?;
+        }
+        inner.append(&self.origin, time, &event).map(drop)
+    }
+
+    fn settle(&self) -> Result<(), RecordError> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).write()
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // Nobody is left to be told if it fails.
+        let _ = self.settle();
     }
 }
 
@@ -191,6 +269,53 @@ mod tests {
         }
         let after_two = lines[1].1;
         assert_eq!(read_lines(&mut open(&path), after_two, 100).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_may_wait_is_written_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        let spool = Spool::open(open(&path), origin(), 1).unwrap();
+        spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        let big = Event::UdpDrop { destination: "x".repeat(MAX_ENTRY_BYTES), bytes: 0, count: 0 };
+        assert!(spool.record_soon(Timestamp::UNIX_EPOCH, big).is_err());
+        assert_eq!(spool.record(Timestamp::UNIX_EPOCH, event(2)).unwrap(), 2);
+        spool.record_soon(Timestamp::UNIX_EPOCH, event(3)).unwrap();
+        spool.settle().unwrap();
+        spool.record_soon(Timestamp::UNIX_EPOCH, event(4)).unwrap();
+        drop(spool);
+        let lines = read_lines(&mut open(&path), 0, 100).unwrap();
+        let entries: Vec<Entry> = lines.iter().map(|(line, _)| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!(entries.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!(entries.iter().map(|e| e.event.clone()).collect::<Vec<_>>(), [1, 2, 3, 4].map(event));
+        for ((line, _), entry) in lines.iter().zip(&entries) {
+            assert_eq!(line, &serde_json::to_vec(entry).unwrap(), "the two forms of an entry are one");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_takes_back_what_it_refuses_and_keeps_what_waits() {
+        // Every write to it fails for want of space.
+        let full = || File::options().read(true).write(true).open("/dev/full").unwrap();
+        let inner = Inner { file: full(), bytes: 0, next_seq: 1, waiting: Vec::new() };
+        let spool = Spool { origin: origin(), inner: Mutex::new(inner) };
+        spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
+        assert!(spool.record(Timestamp::UNIX_EPOCH, event(2)).is_err());
+        assert!(spool.settle().is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        spool.inner.lock().unwrap().file = open(&path);
+        assert_eq!(spool.record(Timestamp::UNIX_EPOCH, event(3)).unwrap(), 2);
+        let entries: Vec<Entry> = read_lines(&mut open(&path), 0, 9)
+            .unwrap()
+            .iter()
+            .map(|(l, _)| serde_json::from_slice(l).unwrap())
+            .collect();
+        assert_eq!(
+            entries.iter().map(|e| (e.seq, e.event.clone())).collect::<Vec<_>>(),
+            [(1, event(1)), (2, event(3))]
+        );
     }
 
     #[test]

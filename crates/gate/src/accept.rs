@@ -2,19 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ringfence_audit::Direction;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode, Trust};
 use ringfence_policy::Denial;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 
@@ -23,6 +21,7 @@ use crate::dial::NoAddress;
 use crate::identify::{self, ClientHello, Speech};
 use crate::record::Subject;
 use crate::resolver::Meaning;
+use crate::stream::{Gather, ReadAhead};
 use crate::{Gate, decide, relay, resolver};
 
 /// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
@@ -110,7 +109,7 @@ async fn handle(gate: Arc<Gate>, arrival: Arrival) {
         Ok(Err(_)) => (Speech::Unknown("it broke off before it said anything"), Bytes::new()),
         Err(_) => (Speech::Unknown("the client waits for the server to speak"), Bytes::new()),
     };
-    let stream = Prefixed { first, stream };
+    let stream = ReadAhead::new(stream, first);
     let port = destination.port();
     match (speech, meaning) {
         (Speech::Unknown(why), meaning) => {
@@ -144,7 +143,7 @@ async fn first_words(stream: &mut TcpStream) -> io::Result<(Speech, Bytes)> {
     }
 }
 
-async fn tls(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: ClientHello, meaning: Meaning, to: SocketAddr) {
+async fn tls(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: ClientHello, meaning: Meaning, to: SocketAddr) {
     let port = to.port();
     let denied = match whom(&hello, &meaning) {
         Ok(host) => match decide::connection(&gate.policy, &host, port, Scheme::Https) {
@@ -178,7 +177,7 @@ fn whom(hello: &ClientHello, meaning: &Meaning) -> Result<HostName, Denial> {
 }
 
 /// Opens TLS as the host would, and serves what is inside.
-async fn intercept(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: &ClientHello, host: HostName, port: u16) {
+async fn intercept(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: &ClientHello, host: HostName, port: u16) {
     let config = match gate.authority.server_config(&host) {
         Ok(config) => config,
         Err(error) => {
@@ -198,7 +197,7 @@ async fn intercept(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: &ClientH
         Ok(Ok(stream)) => {
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::H2 } else { Protocol::Http1 };
-            return http(Line { gate, host, port, scheme: Scheme::Https }, stream, protocol).await;
+            return http(Line { gate, host, port, scheme: Scheme::Https }, Gather::new(stream), protocol).await;
         }
         Ok(Err(error)) => format!("the agent's TLS handshake failed: {error}"),
         Err(_) => "the agent's TLS handshake took too long".to_owned(),
@@ -207,7 +206,7 @@ async fn intercept(gate: Arc<Gate>, stream: Prefixed<TcpStream>, hello: &ClientH
 }
 
 /// Relays TLS that stays closed.
-async fn pass_through(gate: Arc<Gate>, stream: Prefixed<TcpStream>, host: HostName, port: u16) {
+async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostName, port: u16) {
     const PROTOCOL: &str = "tls-passthrough";
     let permit = match decide::passthrough(&gate.policy, &host, port) {
         Ok(permit) => permit,
@@ -245,7 +244,7 @@ async fn pass_through(gate: Arc<Gate>, stream: Prefixed<TcpStream>, host: HostNa
 }
 
 /// Says no in the words of TLS.
-async fn refuse_tls(mut stream: Prefixed<TcpStream>) {
+async fn refuse_tls(mut stream: ReadAhead<TcpStream>) {
     // The client may be gone already; then there is nobody to tell.
     let _ = stream.write_all(&ACCESS_DENIED).await;
     let _ = stream.shutdown().await;
@@ -305,50 +304,5 @@ where
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection of the agent ended");
-    }
-}
-
-/// A stream whose first bytes were read already.
-pub(crate) struct Prefixed<S> {
-    first: Bytes,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let count = self.first.len().min(buffer.remaining());
-        buffer.put_slice(self.first.get(..count).unwrap_or_default());
-        self.first.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -74,16 +74,22 @@ async fn serve(line: &Line, request: Request<Incoming>) -> Result<Response<DownB
     let mut read = None;
     let mut body = Some(body);
     let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket, None);
-    if gate.policy.needs_model(&question)
+    let permit = if let Some(known) = gate.decisions.known(&question) {
+        Ok(known)
+    } else if gate.policy.needs_model(&question)
         && let Some(body) = body.take()
     {
         match inspect::read_model(&parts.headers, body).await {
             Ok((bytes, model)) => (read, subject.model) = (Some(bytes), model),
             Err(denial) => return Err(Refused::Denied(subject, denial)),
         }
-    }
-    let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket, subject.model.as_deref());
-    let permit = match decide::http(&gate.policy, question) {
+        let model = subject.model.as_deref();
+        let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket, model);
+        decide::http(&gate.policy, question).map(Arc::new)
+    } else {
+        gate.decisions.decide(&gate.policy, question)
+    };
+    let permit = match permit {
         Ok(permit) => permit,
         Err(denial) => return Err(Refused::Denied(subject, denial)),
     };
@@ -116,7 +122,7 @@ async fn serve(line: &Line, request: Request<Incoming>) -> Result<Response<DownB
         .map_err(|why| failed(why, "the credential could not be used"))?;
 
     // relay
-    let sent = relay::send(gate, permit, way, &line.host, line.port, outgoing, &call).await;
+    let sent = relay::send(gate, &permit, way, &line.host, line.port, outgoing, &call).await;
     let (response, checkin) = sent.map_err(|why| failed(why, UNREACHABLE))?;
     call.status(response.status().as_u16());
     let echo = lease.map(EchoGuard::new);

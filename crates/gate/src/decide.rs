@@ -1,4 +1,7 @@
-//! Phase three: the policy is asked. Nothing is decided here; [`Policy::decide`] decides.
+//! Phase three: the policy is asked. Nothing is decided here; [`Policy::decide`] decides, and [`Decisions`] remembers.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::request::Parts;
 use ringfence_model::HostName;
@@ -48,9 +51,180 @@ pub fn http(policy: &Policy, question: HttpRequest<'_>) -> Result<Permit, Denial
     permit(policy.decide(&Request::Http(question)))
 }
 
+/// Requests that are remembered, and the longest path among them.
+const MAX_REMEMBERED: usize = 256;
+const MAX_REMEMBERED_PATH: usize = 512;
+
+/// Permits of requests that were asked about before.
+///
+/// [`Policy::decide`] is a function of the policy, which never changes here, and of the request: it sees no clock, no
+/// chance and no state. So the same request has the same answer, and a request is the same only if all that the
+/// policy sees of it is. What is denied is not remembered, nor what a body has to be read for.
+pub struct Decisions {
+    slots: Mutex<Vec<Option<Remembered>>>,
+    /// Keyed anew in each process, so that no agent knows which requests share a slot.
+    hasher: RandomState,
+}
+
+struct Remembered {
+    host: HostName,
+    port: u16,
+    scheme: Scheme,
+    method: String,
+    path: String,
+    websocket: bool,
+    permit: Arc<Permit>,
+}
+
+impl Remembered {
+    fn answers(&self, question: &HttpRequest<'_>) -> bool {
+        let Self { host, port, scheme, method, path, websocket, permit: _ } = self;
+        let HttpRequest { host: h, port: p, scheme: s, method: m, path: t, websocket: w, model } = question;
+        model.is_none() && host == *h && port == p && scheme == s && method == m && path == t && websocket == w
+    }
+}
+
+impl Default for Decisions {
+    fn default() -> Self {
+        Self { slots: Mutex::default(), hasher: RandomState::new() }
+    }
+}
+
+impl Decisions {
+    /// The permit of a request that was allowed before without its body.
+    #[must_use]
+    pub fn known(&self, question: &HttpRequest<'_>) -> Option<Arc<Permit>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = slots.get(self.slot(question))?.as_ref()?;
+        found.answers(question).then(|| Arc::clone(&found.permit))
+    }
+
+    /// Decides about a request whose body need not be read, and remembers if it is allowed.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn decide(&self, policy: &Policy, question: HttpRequest<'_>) -> Result<Arc<Permit>, Denial> {
+        let permit = Arc::new(http(policy, question.clone())?);
+        if question.path.len() <= MAX_REMEMBERED_PATH && question.model.is_none() {
+            let at = self.slot(&question);
+            let HttpRequest { host, port, scheme, method, path, websocket, model: _ } = question;
+            let remembered = Remembered {
+                host: host.clone(),
+                port,
+                scheme,
+                method: method.to_owned(),
+                path: path.to_owned(),
+                websocket,
+                permit: Arc::clone(&permit),
+            };
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if slots.is_empty() {
+                slots.resize_with(MAX_REMEMBERED, || None);
+            }
+            if let Some(slot) = slots.get_mut(at) {
+                *slot = Some(remembered);
+            }
+        }
+        Ok(permit)
+    }
+
+    fn slot(&self, question: &HttpRequest<'_>) -> usize {
+        let hash = self.hasher.hash_one((question.host, question.port, question.method, question.path));
+        usize::try_from(hash % MAX_REMEMBERED as u64).unwrap_or(0)
+    }
+}
+
 fn permit(decision: Decision) -> Result<Permit, Denial> {
     match decision {
         Decision::Allow(permit) => Ok(permit),
         Decision::Deny(denial) => Err(denial),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ringfence_model::manifest::{Grant, Trust};
+
+    use super::*;
+
+    fn policy() -> Policy {
+        let grant = |host: &str, methods: &[&str], paths: &[&str], credential: Option<&str>| Grant {
+            host: host.parse().unwrap(),
+            port: 443,
+            scheme: Scheme::Https,
+            methods: methods.iter().map(ToString::to_string).collect(),
+            paths: paths.iter().map(ToString::to_string).collect(),
+            credential: credential.map(str::to_owned),
+            models: vec![],
+            trust: Trust::Trusted,
+            tls: TlsMode::Inspect,
+            connect_to: None,
+            ca_pem: None,
+            allow_private: false,
+        };
+        let models = Grant { models: vec!["m".into()], ..grant("a.example.org", &["POST"], &["/m/*"], None) };
+        let grants = [
+            models,
+            grant("a.example.org", &["GET"], &["/v1/*"], Some("key")),
+            grant("*.example.org", &[], &["/v1/x", "/b*"], None),
+        ];
+        let rail = "forbid (principal, action, resource) when { context has path && context.path like \"*/no*\" };";
+        Policy::compile(&"analyst".parse().unwrap(), &grants, &[("rail".into(), rail.into())]).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_remembered_is_what_would_be_decided(
+            asked in proptest::collection::vec(
+                ("[ab]", prop_oneof![Just(443_u16), Just(80)], any::<bool>(), "GET|POST|get", "(/v1|/m|/b|/%76|/no|/x|/\\.\\.){1,2}", any::<bool>()),
+                1..60,
+            )
+        ) {
+            let (policy, decisions) = (policy(), Decisions::default());
+            for (host, port, https, method, path, websocket) in &asked {
+                let host = format!("{host}.example.org").parse().unwrap();
+                let scheme = if *https { Scheme::Https } else { Scheme::Http };
+                let question =
+                    HttpRequest { host: &host, port: *port, scheme, method, path, websocket: *websocket, model: None };
+                let known = decisions.known(&question);
+                prop_assert!(known.is_none() || !policy.needs_model(&question));
+                if known.is_none() && policy.needs_model(&question) {
+                    continue;
+                }
+                let fresh = http(&policy, question.clone());
+                let answer = match known {
+                    Some(permit) => Ok(permit),
+                    None => decisions.decide(&policy, question.clone()),
+                };
+                prop_assert_eq!(format!("{:?}", fresh), format!("{:?}", answer));
+                let with_model = HttpRequest { model: Some("m"), ..question };
+                prop_assert!(decisions.known(&with_model).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn one_request_is_remembered_and_no_other() {
+        let (policy, decisions) = (policy(), Decisions::default());
+        let host = "a.example.org".parse().unwrap();
+        let ask = |method, path| HttpRequest {
+            host: &host,
+            port: 443,
+            scheme: Scheme::Https,
+            method,
+            path,
+            websocket: false,
+            model: None,
+        };
+        let permit = decisions.decide(&policy, ask("GET", "/v1/x")).unwrap();
+        assert!(Arc::ptr_eq(&permit, &decisions.known(&ask("GET", "/v1/x")).unwrap()));
+        assert!(decisions.known(&ask("GET", "/v1/y")).is_none());
+        assert!(decisions.known(&ask("POST", "/v1/x")).is_none());
+        assert!(decisions.decide(&policy, ask("GET", "/v1/no")).is_err());
+        assert!(decisions.known(&ask("GET", "/v1/no")).is_none());
+        let long = format!("/v1/{}", "x".repeat(MAX_REMEMBERED_PATH));
+        assert!(decisions.decide(&policy, ask("GET", &long)).is_ok());
+        assert!(decisions.known(&ask("GET", &long)).is_none());
     }
 }

@@ -228,6 +228,10 @@ pub fn request(parts: &Parts, host: &HostName, port: u16, scheme: Scheme) -> Res
 
 /// Whether `text`, as in a Host header, names this host and port.
 fn names(text: &str, host: &HostName, port: u16) -> bool {
+    // As nearly every client writes it; a name in its one form reads in no other way.
+    if host.name() == Some(text) {
+        return true;
+    }
     let Ok(authority) = text.parse::<Authority>() else { return false };
     if text.contains('@') || authority.port().is_some() && authority.port_u16() != Some(port) {
         return false;

@@ -20,6 +20,7 @@
 //! - [`tls`]: the authority that exists for one start of one sandbox, and what upstreams must show
 //! - [`resolver`]: names become addresses that mean the name and nothing else
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
+//! - `stream`: fewer and larger reads
 //! - [`dial`]: which addresses may be dialled
 //! - [`ingress`]: people come in
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
@@ -39,6 +40,7 @@ pub mod process;
 pub mod record;
 pub mod relay;
 pub mod resolver;
+mod stream;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -58,6 +60,7 @@ pub const MAX_CONNECTIONS: usize = 1024;
 /// Everything that the calls of one sandbox share.
 pub struct Gate {
     pub(crate) policy: Policy,
+    pub(crate) decisions: decide::Decisions,
     pub(crate) leases: BTreeMap<String, CredentialLease>,
     pub(crate) leaks: inspect::Placeholders,
     pub(crate) recorder: Arc<record::Recorder>,
@@ -180,6 +183,7 @@ impl Gate {
         let trust = tls::Trust::load(&config.grants).map_err(tls)?;
         Ok(Arc::new(Self {
             policy,
+            decisions: decide::Decisions::default(),
             leases: config.credentials.clone(),
             leaks: inspect::Placeholders::new(&config.credentials),
             recorder: Arc::new(record::Recorder::new(log)),

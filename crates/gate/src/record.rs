@@ -1,6 +1,6 @@
 //! Phase seven, and before phase six: the intent of a call before its first byte leaves, its outcome after.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ const MAX_PATH_BYTES: usize = 2048;
 pub struct Recorder {
     log: Arc<dyn Record>,
     pace: Pace,
+    /// Whether somebody is about to settle what may wait.
+    settling: AtomicBool,
 }
 
 /// What is known of a call before it is decided.
@@ -52,7 +54,7 @@ impl Recorder {
     /// Records to `log`.
     #[must_use]
     pub fn new(log: Arc<dyn Record>) -> Self {
-        Self { log, pace: Pace::new(DENIALS_PER_SECOND) }
+        Self { log, pace: Pace::new(DENIALS_PER_SECOND), settling: AtomicBool::new(false) }
     }
 
     /// Records any event, now.
@@ -65,6 +67,32 @@ impl Recorder {
             tracing::error!(%error, "cannot record");
         }
         done
+    }
+
+    /// Records how a call ended, at the latest when the event loop has done what is ready now: outcomes of one turn,
+    /// and the intents among them, are one write.
+    fn outcome(self: &Arc<Self>, outcome: CallOutcome) {
+        if let Err(error) = self.log.record_soon(Timestamp::now(), Event::CallOutcome(outcome)) {
+            // The call is over; the next intent will fail and stop the next call.
+            tracing::error!(%error, "cannot record");
+        }
+        if self.settling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match tokio::runtime::Handle::try_current() {
+            Ok(turn) => {
+                let recorder = Arc::clone(self);
+                turn.spawn(async move { recorder.settle() });
+            }
+            Err(_) => self.settle(),
+        }
+    }
+
+    fn settle(&self) {
+        self.settling.store(false, Ordering::Release);
+        if let Err(error) = self.log.settle() {
+            tracing::error!(%error, "cannot record");
+        }
     }
 
     /// Records that a call is about to be made, and follows it to its end.
@@ -154,7 +182,7 @@ pub struct Call {
 #[derive(Default)]
 struct Ending {
     status: Option<u16>,
-    address: Option<String>,
+    address: Option<Arc<str>>,
     error: Option<String>,
     findings: Vec<String>,
 }
@@ -182,7 +210,7 @@ impl Call {
     }
 
     /// Notes the address that was dialled.
-    pub fn address(&self, address: String) {
+    pub fn address(&self, address: Arc<str>) {
         self.ending().address = Some(address);
     }
 
@@ -213,12 +241,11 @@ impl Drop for Call {
             bytes_up: self.up.load(Ordering::Relaxed),
             bytes_down: self.down.load(Ordering::Relaxed),
             duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            address: ending.address,
+            address: ending.address.map(|address| address.to_string()),
             error: ending.error,
             findings: ending.findings,
         };
-        // The call is over; `event` reports a failure, and the next intent will fail and stop the next call.
-        let _ = self.recorder.event(Event::CallOutcome(outcome));
+        self.recorder.outcome(outcome);
     }
 }
 

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -23,6 +26,7 @@ use crate::dial::NoAddress;
 use crate::ingress::Sockets;
 use crate::inspect::EchoGuard;
 use crate::record::Call;
+use crate::stream::{Gather, ReadAhead};
 use crate::tls::{self, Offer};
 
 /// How long an upstream may take over its side of a TLS handshake.
@@ -171,14 +175,14 @@ pub async fn way(gate: &Gate, permit: &Permit, host: &HostName, port: u16, fresh
 /// What failed, with a stable code before the first colon.
 pub async fn send(
     gate: &Gate,
-    permit: Permit,
+    permit: &Permit,
     way: Way,
     host: &HostName,
     port: u16,
     outgoing: Outgoing,
     call: &Arc<Call>,
 ) -> Result<(Response<Incoming>, Option<Checkin>), String> {
-    let (Some(at), Some(grant), Some(path)) = (permit.grant(), gate.grant(&permit), permit.path()) else {
+    let (Some(at), Some(grant), Some(path)) = (permit.grant(), gate.grant(permit), permit.path()) else {
         return Err("permit: it allows no request".into());
     };
     let upstream = Upstream { grant: at, host: host.clone(), port };
@@ -197,7 +201,7 @@ pub async fn send(
     let mut retried = false;
     loop {
         address(&mut request, &target, grant.scheme, host, port, &sender)?;
-        call.address(sender.address().to_string());
+        call.address(Arc::clone(sender.address()));
         match tokio::time::timeout(ANSWER_TIMEOUT, sender.try_send(request)).await {
             Err(_) => return Err("answer_timeout: the upstream did not answer".into()),
             Ok(Ok(response)) => {
@@ -226,7 +230,7 @@ pub async fn send(
 }
 
 impl Sender {
-    fn address(&self) -> &str {
+    fn address(&self) -> &Arc<str> {
         match self {
             Self::H1(open) => &open.address,
             Self::H2(open) => &open.address,
@@ -299,6 +303,7 @@ async fn open(
     websocket: bool,
 ) -> Result<Sender, String> {
     let (stream, address) = gate.dialler.connect(addresses).await?;
+    let stream = ReadAhead::new(stream, Bytes::new());
     let address: Arc<str> = address.to_string().into();
     if grant.scheme == Scheme::Http {
         return http1_over(stream, address).await.map(Sender::H1);
@@ -315,7 +320,7 @@ async fn open(
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(64 * 1024)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Gather::new(stream)))
             .await
             .map_err(|e| format!("upstream_broke: {}", chain(&e)))?;
         tokio::spawn(connection);
@@ -323,7 +328,7 @@ async fn open(
         gate.pool.share(upstream, &open);
         return Ok(Sender::H2(open));
     }
-    http1_over(stream, address).await.map(Sender::H1)
+    http1_over(Gather::new(stream), address).await.map(Sender::H1)
 }
 
 async fn http1_over<S>(stream: S, address: Arc<str>) -> Result<Open<http1::SendRequest<UpBody>>, String>
@@ -397,6 +402,18 @@ impl<S: Sockets> Agent<S> {
     }
 }
 
+/// Headers that are between two neighbours, whether `Connection` names them or not.
+static BETWEEN_NEIGHBOURS: [HeaderName; 8] = [
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
 /// Takes away what is between two neighbours only.
 ///
 /// # Source
@@ -416,10 +433,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "http2-settings"] {
+    for name in &BETWEEN_NEIGHBOURS {
         headers.remove(name);
     }
     let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
@@ -440,7 +454,7 @@ where
         return Err("permit: it allows no connection".into());
     };
     let (upstream, address) = gate.dialler.connect(&addresses).await?;
-    call.address(address.to_string());
+    call.address(address.to_string().into());
     tunnel(agent, upstream, call, None).await
 }
 

@@ -15,6 +15,9 @@ use crate::upstreams::{self, Config, Ports, Seen};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the end of an earlier demonstration may take.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
 /// The folder and the process.
 pub struct Stage {
     folder: PathBuf,
@@ -34,6 +37,7 @@ impl Stage {
 
     fn take(folder: PathBuf) -> Result<Self, String> {
         let shown = folder.display();
+        let began = Instant::now();
         let ours = loop {
             match DirBuilder::new().mode(0o700).create(&folder) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -55,6 +59,11 @@ impl Stage {
             };
             match open.try_lock() {
                 Ok(()) => {}
+                // The upstreams of one that is over hold it for the moment in which they remove the folder.
+                Err(TryLockError::WouldBlock) if began.elapsed() < LAST_MOMENT => {
+                    std::thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => {
                     return Err(format!(
                         "another demonstration of yours is running in `{shown}`; wait for it, or end it"

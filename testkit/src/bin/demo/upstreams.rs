@@ -91,7 +91,11 @@ pub fn main(folder: &Path) -> Result<(), String> {
         let _ = gone.send(());
     });
     let ended = crate::runtime().and_then(|runtime| runtime.block_on(serve(folder, &config, key.trim(), alone)));
-    if fs::read_to_string(folder.join(PID)).is_ok_and(|pid| pid == std::process::id().to_string()) {
+    // Whoever holds the lock has begun another demonstration here, and clears the folder by itself.
+    let alone = fs::File::open(folder).and_then(|open| open.try_lock().map(|()| open).map_err(Into::into));
+    if let Ok(_alone) = alone
+        && fs::read_to_string(folder.join(PID)).is_ok_and(|pid| pid == std::process::id().to_string())
+    {
         let _ = fs::remove_dir_all(folder);
     }
     ended

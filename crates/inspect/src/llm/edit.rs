@@ -72,7 +72,12 @@ pub fn bound_output(request: &Request, body: &mut Value<'_>, most: u64) -> bool 
             })
         }
         Shape::AnthropicComplete => lower(body, &[&["max_tokens_to_sample"]], &["max_tokens_to_sample"]),
-        Shape::AnthropicMessages => lower(body, &[&["max_tokens"]], &["max_tokens"]),
+        Shape::AnthropicMessages => {
+            for fallback in body.at_mut(&["fallbacks"]).and_then(Value::as_list_mut).into_iter().flatten() {
+                lower_one(fallback, &["max_tokens"]);
+            }
+            lower(body, &[&["max_tokens"]], &["max_tokens"])
+        }
         Shape::BedrockConverse | Shape::BedrockConverseStream => {
             let more = "additionalModelRequestFields";
             let paths: &[&[&str]] = &[&["inferenceConfig", "maxTokens"], &[more, "max_tokens"], &[more, "maxTokens"]];
@@ -93,8 +98,8 @@ pub fn bound_output(request: &Request, body: &mut Value<'_>, most: u64) -> bool 
             let there = paths.iter().any(|path| body.at(path).is_some_and(|bound| !bound.is_null()));
             there && lower(body, paths, &[])
         }
-        Shape::GoogleGenerate | Shape::GoogleStreamGenerate => {
-            let snake = body.get("generation_config").is_some();
+        Shape::GoogleGenerate | Shape::GoogleInteraction | Shape::GoogleStreamGenerate => {
+            let snake = body.get("generation_config").is_some() || request.shape == Shape::GoogleInteraction;
             let preferred = if snake {
                 ["generation_config", "max_output_tokens"]
             } else {
@@ -117,7 +122,7 @@ pub fn bound_output(request: &Request, body: &mut Value<'_>, most: u64) -> bool 
             lower(body, &[&["max_completion_tokens"], &["max_tokens"]], &[preferred])
         }
         Shape::OpenAiCompletion => lower(body, &[&["max_tokens"], &["n_predict"]], &["max_tokens"]),
-        Shape::OpenAiResponses => lower(body, &[&["max_output_tokens"]], &["max_output_tokens"]),
+        Shape::OpenAiResponses | Shape::OpenAiSocket => lower(body, &[&["max_output_tokens"]], &["max_output_tokens"]),
         _ => false,
     }
 }
@@ -131,9 +136,10 @@ fn wants_new_spelling(request: &Request) -> bool {
     numbered || model.starts_with("gpt-5")
 }
 
-/// Forbids the provider to keep the answer of a response or a chat; `false` if the API has no such field.
+/// Forbids the provider to keep the answer; `false` if the API has no such field.
 pub fn forbid_store(request: &Request, body: &mut Value<'_>) -> bool {
-    matches!(request.shape, Shape::OpenAiChat | Shape::OpenAiResponses) && body.set(&["store"], Value::Bool(false))
+    let known = [Shape::GoogleInteraction, Shape::OpenAiChat, Shape::OpenAiResponses, Shape::OpenAiSocket];
+    known.contains(&request.shape) && body.set(&["store"], Value::Bool(false))
 }
 
 #[cfg(test)]
@@ -184,6 +190,16 @@ mod tests {
             ("POST /v1/completions", r#"{"model":"m"}"#, r#"{"model":"m","max_tokens":100}"#),
             ("POST /v1/responses", r#"{"model":"m"}"#, r#"{"model":"m","max_output_tokens":100}"#),
             ("POST /v1/messages", r#"{"messages":[],"max_tokens":4096}"#, r#"{"messages":[],"max_tokens":100}"#),
+            (
+                "POST /v1/messages",
+                r#"{"messages":[],"max_tokens":9,"fallbacks":[{"model":"m","max_tokens":500}]}"#,
+                r#"{"messages":[],"max_tokens":9,"fallbacks":[{"model":"m","max_tokens":100}]}"#,
+            ),
+            (
+                "POST /v1beta/interactions",
+                r#"{"model":"m"}"#,
+                r#"{"model":"m","generation_config":{"max_output_tokens":100}}"#,
+            ),
             (
                 "POST /v1/messages/batches",
                 r#"{"requests":[{"params":{"max_tokens":1}},{"params":{"max_tokens":500}},{"params":{}}]}"#,

@@ -1,9 +1,9 @@
 //! Counts what an answer used while it goes by, holding nothing of it back.
 
+use super::Request;
 use super::scan::{Path, Scan, Sink};
 use super::usage::{Reported, Suspicion, Usage};
 use super::weigh::Tally;
-use super::{Request, Shape};
 use crate::base64;
 use crate::eventstream::EventStream;
 use crate::json::{self, Limits, Value};
@@ -113,10 +113,7 @@ impl Meter {
     /// Begins to count the answer to a call.
     #[must_use]
     pub fn new(request: &Request, framing: Framing) -> Self {
-        let framing = match request.shape {
-            Shape::GoogleLive | Shape::OpenAiRealtime => Framing::Messages,
-            _ => framing,
-        };
+        let framing = if request.shape.is_websocket() { Framing::Messages } else { framing };
         Self {
             frames: match framing {
                 Framing::EventStream => Frames::EventStream(EventStream::new(MAX_MESSAGE_BYTES)),
@@ -268,7 +265,7 @@ fn is_said(path: Path<'_>) -> bool {
     let (Some(first), Some(last)) = (path.key(0), path.last()) else { return false };
     let of_answer = match first {
         "choices" | "delta" | "output" | "content" | "content_block" | "completion" | "candidates" | "generation"
-        | "results" | "outputs" | "text" | "transcript" | "serverContent" | "toolCall" | "start" => true,
+        | "results" | "outputs" | "steps" | "text" | "transcript" | "serverContent" | "toolCall" => true,
         "message" => {
             path.begins(&["message", "content"])
                 || path.begins(&["message", "thinking"])
@@ -297,6 +294,7 @@ fn is_said(path: Path<'_>) -> bool {
             | "call_id"
             | "item_id"
             | "toolUseId"
+            | "event_type"
             | "mimeType"
             | "token"
     );

@@ -15,7 +15,8 @@ pub struct Request {
     pub shape: Shape,
     /// The model that is to run, as the call names it.
     pub model: Option<String>,
-    /// Further models that may run: fallbacks, a batch's, those of tools. All must be granted.
+    /// Further models that may run: fallbacks, a batch's, those of tools. All must be granted. `default` stands for those
+    /// that the provider chooses; an agent that the provider runs has `agents/` before its name.
     pub other_models: Vec<String>,
     /// The most tokens that each answer may have, summed over the requests of a batch; `None` if the call sets no bound.
     pub max_output_tokens: Option<u64>,
@@ -39,6 +40,8 @@ pub struct Request {
     pub store: Option<bool>,
     /// Whether the answer is to be fetched later.
     pub background: bool,
+    /// The tier or speed of service that the call asks for; some cost more than the list price.
+    pub tier: Option<String>,
     /// An estimate of the tokens that go in; what is referred to is not in it.
     pub input_tokens: u64,
 }
@@ -183,8 +186,8 @@ impl Route {
         body: &'a [u8],
         limits: &Limits,
     ) -> Result<Reading<'a>, LlmError> {
-        let bodiless = matches!(self.shape.work(), Work::List | Work::Store | Work::Manage)
-            || matches!(self.shape, Shape::OpenAiRealtime | Shape::GoogleLive);
+        let bodiless =
+            matches!(self.shape.work(), Work::List | Work::Store | Work::Manage) || self.shape.is_websocket();
         if bodiless && body.is_empty() {
             return Ok(Reading { request: Request::bare(self), body: None });
         }
@@ -216,11 +219,12 @@ impl Request {
             tools: Vec::new(),
             tool_choice: None,
             prompts: Vec::new(),
-            streams: route.streams.unwrap_or(false),
+            streams: route.streams.unwrap_or(route.shape.is_websocket()),
             format: Format::Text,
             references: Vec::new(),
             store: None,
             background: false,
+            tier: None,
             input_tokens: 0,
         }
     }

@@ -138,13 +138,11 @@ fn recognise(method: &str, path: &[&str]) -> Option<Found> {
         [before @ .., "responses"] | [before @ .., "responses", "compact"] if post => {
             Some(Found { certain: versioned(before), ..plain(Shape::OpenAiResponses)? })
         }
+        [before @ .., "responses"] if get && versioned(before) => uncertain(Shape::OpenAiSocket),
         [before @ .., "responses", "input_tokens"] if post && versioned(before) => plain(Shape::OpenAiCount),
-        [before @ .., "responses", _] | [before @ .., "responses", _, "cancel" | "input_items"]
-            if versioned(before) =>
-        {
-            plain(Shape::OpenAiStored)
-        }
-        [before @ .., "conversations"]
+        [before @ .., "responses", _]
+        | [before @ .., "responses", _, "cancel" | "input_items"]
+        | [before @ .., "conversations"]
         | [before @ .., "conversations", _]
         | [before @ .., "conversations", _, "items"]
         | [before @ .., "conversations", _, "items", _]
@@ -152,10 +150,10 @@ fn recognise(method: &str, path: &[&str]) -> Option<Found> {
         | [before @ .., "batches", _, "cancel"]
             if versioned(before) =>
         {
-            plain(Shape::OpenAiStored)
+            uncertain(Shape::OpenAiStored)
         }
         [before @ .., "batches"] if versioned(before) => {
-            plain(if post { Shape::OpenAiBatch } else { Shape::OpenAiStored })
+            uncertain(if post { Shape::OpenAiBatch } else { Shape::OpenAiStored })
         }
         [.., "embeddings"] if post => plain(Shape::OpenAiEmbed),
         [.., "moderations"] if post => plain(Shape::OpenAiModerate),
@@ -167,10 +165,12 @@ fn recognise(method: &str, path: &[&str]) -> Option<Found> {
         | [before @ .., "files" | "uploads", _, "content" | "parts" | "complete" | "cancel"]
             if versioned(before) =>
         {
-            plain(Shape::OpenAiFiles)
+            uncertain(Shape::OpenAiFiles)
         }
-        [before @ .., "models"] | [before @ .., "models", _] if get && versioned(before) => plain(Shape::OpenAiModels),
-        [before @ .., "models", _] if method == "DELETE" && versioned(before) => plain(Shape::OpenAiStored),
+        [before @ .., "models"] | [before @ .., "models", _] if get && versioned(before) => {
+            uncertain(Shape::OpenAiModels)
+        }
+        [before @ .., "models", _] if method == "DELETE" && versioned(before) => uncertain(Shape::OpenAiStored),
         [before @ .., "realtime"] if get && versioned(before) => plain(Shape::OpenAiRealtime),
         [.., "realtime" | "realtimeapi", "sessions" | "client_secrets" | "transcription_sessions" | "calls"]
             if post =>
@@ -186,12 +186,23 @@ fn recognise(method: &str, path: &[&str]) -> Option<Found> {
 /// `…/models/{model}:{verb}`, and the lists.
 fn google(post: bool, get: bool, path: &[&str]) -> Option<Found> {
     let last = *path.last()?;
+    // A version such as `v1beta`, which only Google has.
     let version = path.iter().position(|s| s.strip_prefix("v1").is_some_and(|rest| rest.starts_with("beta")));
+    let of_version = version.and_then(|at| path.get(at + 1..)).unwrap_or_default();
     if get && last.ends_with("generativeservice.bidigeneratecontent") {
         return plain(Shape::GoogleLive);
     }
-    if get && version.is_some_and(|at| matches!(path.get(at + 1..), Some(["models" | "tunedmodels"] | ["models", _]))) {
-        return plain(Shape::GoogleModels);
+    match of_version {
+        ["models" | "tunedmodels"] | ["models", _] if get => return plain(Shape::GoogleModels),
+        ["interactions"] if post => return plain(Shape::GoogleInteraction),
+        [
+            "agents" | "batches" | "cachedcontents" | "corpora" | "files" | "filesearchstores" | "interactions"
+            | "tunedmodels",
+            rest @ ..,
+        ] if !rest.iter().any(|segment| segment.contains(':')) => {
+            return plain(Shape::GoogleStored);
+        }
+        _ => {}
     }
     let (name, verb) = last.rsplit_once(':')?;
     if !post {
@@ -309,6 +320,7 @@ mod tests {
             ("GET /v1/chat/completions/chatcmpl-1", Shape::OpenAiStored),
             ("POST /v1/completions", Shape::OpenAiCompletion),
             ("POST /v1/responses", Shape::OpenAiResponses),
+            ("GET /v1/responses", Shape::OpenAiSocket),
             ("POST /v1/responses/compact", Shape::OpenAiResponses),
             ("POST /v1/responses/input_tokens", Shape::OpenAiCount),
             ("POST /v1/responses/resp_1/cancel", Shape::OpenAiStored),
@@ -337,6 +349,10 @@ mod tests {
             ("POST /v1/complete", Shape::AnthropicComplete),
             ("GET /v1beta/models", Shape::GoogleModels),
             ("GET /v1beta/models/gemini-2.5-pro", Shape::GoogleModels),
+            ("POST /v1beta/interactions", Shape::GoogleInteraction),
+            ("GET /v1beta/interactions/i_1", Shape::GoogleStored),
+            ("POST /upload/v1beta/files", Shape::GoogleStored),
+            ("POST /v1beta/agents", Shape::GoogleStored),
             ("GET /ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent", Shape::GoogleLive),
             ("POST /api/chat", Shape::OllamaChat),
             ("POST /api/generate", Shape::OllamaGenerate),

@@ -31,12 +31,16 @@ pub enum Shape {
     GoogleEmbed,
     /// Google, `:generateContent`.
     GoogleGenerate,
+    /// Google, `POST /v1beta/interactions`.
+    GoogleInteraction,
     /// Google, the WebSocket of `BidiGenerateContent`.
     GoogleLive,
     /// Google, `GET /v1beta/models` and one of them.
     GoogleModels,
     /// Vertex, `:predict`, `:predictLongRunning`, and the raw forms for models whose API is not known here.
     GooglePredict,
+    /// Google, what is kept there: files, cached contents, interactions, agents.
+    GoogleStored,
     /// Google, `:streamGenerateContent`.
     GoogleStreamGenerate,
     /// llama.cpp, `POST /completion` and `POST /infill`.
@@ -77,6 +81,8 @@ pub enum Shape {
     OpenAiRealtime,
     /// OpenAI, `POST /v1/responses` and `POST /v1/responses/compact`.
     OpenAiResponses,
+    /// OpenAI, the WebSocket of `/v1/responses`.
+    OpenAiSocket,
     /// OpenAI, `POST /v1/audio/speech`.
     OpenAiSpeech,
     /// OpenAI, what is kept there: stored completions, responses, conversations, batches.
@@ -160,9 +166,11 @@ impl Shape {
             Self::GoogleCount => ("google.count", Api::Google, Work::Count),
             Self::GoogleEmbed => ("google.embed", Api::Google, Work::Embed),
             Self::GoogleGenerate => ("google.generate", Api::Google, Work::Complete),
+            Self::GoogleInteraction => ("google.interaction", Api::Google, Work::Complete),
             Self::GoogleLive => ("google.live", Api::Google, Work::Complete),
             Self::GoogleModels => ("google.models", Api::Google, Work::List),
             Self::GooglePredict => ("google.predict", Api::Google, Work::Complete),
+            Self::GoogleStored => ("google.stored", Api::Google, Work::Store),
             Self::GoogleStreamGenerate => ("google.stream_generate", Api::Google, Work::Complete),
             Self::LlamaCompletion => ("llama.completion", Api::Llama, Work::Complete),
             Self::LlamaEmbed => ("llama.embed", Api::Llama, Work::Embed),
@@ -183,10 +191,17 @@ impl Shape {
             Self::OpenAiModerate => ("openai.moderate", Api::OpenAi, Work::Moderate),
             Self::OpenAiRealtime => ("openai.realtime", Api::OpenAi, Work::Complete),
             Self::OpenAiResponses => ("openai.responses", Api::OpenAi, Work::Complete),
+            Self::OpenAiSocket => ("openai.socket", Api::OpenAi, Work::Complete),
             Self::OpenAiSpeech => ("openai.speech", Api::OpenAi, Work::Media),
             Self::OpenAiStored => ("openai.stored", Api::OpenAi, Work::Store),
             Self::OpenAiTranscribe => ("openai.transcribe", Api::OpenAi, Work::Media),
         }
+    }
+
+    /// Whether the agent says what it wants in messages of a WebSocket.
+    #[must_use]
+    pub const fn is_websocket(self) -> bool {
+        matches!(self, Self::GoogleLive | Self::OpenAiRealtime | Self::OpenAiSocket)
     }
 
     /// Whether a model runs, so that a call must name it.

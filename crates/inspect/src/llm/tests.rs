@@ -89,6 +89,76 @@ fn models_in_every_place_are_found() {
 }
 
 #[test]
+fn what_may_run_in_the_place_of_a_model_is_found() {
+    let fallbacks = r#"{"model":"a","max_tokens":10,"messages":[],"speed":"fast","thread":{"id":"t_1"},
+        "fallbacks":[{"model":"b","max_tokens":50}],"tools":[{"type":"advisor_20260301","name":"advisor","model":"c"}]}"#;
+    let request = read("POST /v1/messages", fallbacks);
+    assert_eq!(request.models().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!((request.max_output_tokens, request.tier.as_deref()), (Some(50), Some("fast")));
+    assert_eq!(refers(&request), [(ReferenceKind::Conversation, "t_1")]);
+    let chosen = read("POST /v1/messages", r#"{"model":"a","messages":[],"fallbacks":"default"}"#);
+    assert_eq!(chosen.models().collect::<Vec<_>>(), ["a", "default"]);
+    assert_eq!(
+        code("POST /v1/messages", r#"{"model":"a","messages":[],"fallbacks":[{"Model":"b","model":"c"}]}"#),
+        "llm_key_case"
+    );
+    let judged = read(CHAT, r#"{"model":"a","moderation":{"model":"m"},"service_tier":"priority","messages":[]}"#);
+    assert_eq!((judged.models().collect::<Vec<_>>(), judged.tier.as_deref()), (vec!["a", "m"], Some("priority")));
+    let spaces = r#"{"model":"a","tools":[{"type":"namespace","name":"n","tools":[{"type":"function","name":"f"}]},
+        {"type":"tool_search"},{"type":"programmatic_tool_calling"},{"type":"mcp","server_label":"l","tunnel_id":"t"}]}"#;
+    let request = read("GET /v1/responses", spaces);
+    assert_eq!(
+        kinds(&request),
+        [
+            ("f", ToolKind::Function),
+            ("tool_search", ToolKind::Other),
+            ("programmatic_tool_calling", ToolKind::CodeExecution),
+            ("l", ToolKind::Mcp),
+        ]
+    );
+    assert_eq!((request.tools[3].target.as_deref(), request.streams), (Some("t"), true));
+}
+
+#[test]
+fn an_interaction_is_read() {
+    let request = read(
+        "POST /v1beta/interactions",
+        r#"{"model":"gemini-3.5-flash","system_instruction":"Be brief.","stream":true,"store":false,"background":true,
+            "input":[{"type":"text","text":"hi"},{"type":"image","uri":"https://example.org/x.png"}],
+            "generation_config":{"max_output_tokens":10,"tool_choice":"any"},"previous_interaction_id":"i_1",
+            "tools":[{"type":"function","name":"f"},{"type":"google_search"},{"type":"url_context"},
+                {"type":"mcp_server","name":"m","url":"https://mcp.example.org/"}],
+            "environment":"env_1","webhook_config":{"uris":["https://example.org/hook"]}}"#,
+    );
+    assert_eq!((request.model.as_deref(), request.max_output_tokens), (Some("gemini-3.5-flash"), Some(10)));
+    assert_eq!(request.prompts, [digest(&["Be brief."])]);
+    assert!(request.streams && request.background && request.store == Some(false));
+    assert_eq!(
+        kinds(&request),
+        [
+            ("f", ToolKind::Function),
+            ("google_search", ToolKind::WebSearch),
+            ("url_context", ToolKind::WebFetch),
+            ("m", ToolKind::Mcp),
+        ]
+    );
+    assert_eq!(request.tools[3].target.as_deref(), Some("https://mcp.example.org/"));
+    assert_eq!(
+        refers(&request),
+        [
+            (ReferenceKind::Url, "https://example.org/x.png"),
+            (ReferenceKind::Response, "i_1"),
+            (ReferenceKind::Container, "env_1"),
+            (ReferenceKind::Url, "https://example.org/hook"),
+        ]
+    );
+    // An agent at the provider may bear a granted model's name.
+    let agent = read("POST /v1beta/interactions", r#"{"agent":"gemini-3.5-flash","input":"x"}"#);
+    assert_eq!(agent.model.as_deref(), Some("agents/gemini-3.5-flash"));
+    assert_eq!(code("POST /v1beta/interactions", r#"{"agent":"a","model":"b"}"#), "llm_model_contradiction");
+}
+
+#[test]
 fn what_another_reader_reads_otherwise_is_refused() {
     for (body, want) in [
         (r#"{"model":"a","model":"b"}"#, "json_duplicate_key"),
@@ -417,6 +487,7 @@ const ALL_CALLS: &[(&str, &str)] = &[
     ("POST /v1beta/models/m:countTokens", "contents"),
     ("POST /v1beta/models/m:embedContent", "content"),
     ("POST /v1beta/models/m:generateContent", "contents"),
+    ("POST /v1beta/interactions", "input"),
     ("POST /v1beta/models/m:predict", "instances"),
     ("POST /v1beta/models/m:streamGenerateContent", "contents"),
     ("POST /completion", "prompt"),
@@ -436,6 +507,7 @@ const ALL_CALLS: &[(&str, &str)] = &[
     ("POST /v1/moderations", "input"),
     ("GET /v1/realtime", "session"),
     ("POST /v1/responses", "input"),
+    ("GET /v1/responses", "input"),
     ("POST /v1/audio/speech", "input"),
     ("POST /v1/audio/transcriptions", "file"),
 ];
@@ -489,7 +561,7 @@ proptest! {
         field in any_field(),
         more in prop::collection::btree_map(prop::sample::select(&[
             "model", "models", "max_tokens", "maxTokens", "n", "stream", "tools", "tool_choice", "system", "instructions",
-            "generationConfig", "toolConfig", "options", "session", "response", "container", "mcp_servers", "input",
+            "generationConfig", "toolConfig", "options", "fallbacks", "agent", "generation_config", "moderation", "session", "response", "container", "mcp_servers", "input",
         ][..]), any_field(), 0..4),
     ) {
         let mut body = Value::object(more);

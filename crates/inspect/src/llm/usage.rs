@@ -132,7 +132,8 @@ impl Reported {
                 | "prompt_eval_count"
                 | "tokens_evaluated"
                 | "inputTextTokenCount"
-                | "prompt_token_count",
+                | "prompt_token_count"
+                | "total_input_tokens",
                 "",
             ) => largest_of(&mut self.input),
             ("input_tokens" | "inputTokens" | "inputTokenCount", "") => {
@@ -150,12 +151,13 @@ impl Reported {
                 | "eval_count"
                 | "tokens_predicted"
                 | "tokenCount"
-                | "generation_token_count",
+                | "generation_token_count"
+                | "total_output_tokens",
                 "",
             )
             | ("tokens" | "billed_units", "output_tokens") => largest_of(&mut self.output),
             ("total_tokens" | "totalTokens" | "totalTokenCount", "") => largest(&mut self.total),
-            ("cachedContentTokenCount" | "prompt_cache_hit_tokens" | "cached_tokens", "")
+            ("cachedContentTokenCount" | "prompt_cache_hit_tokens" | "cached_tokens" | "total_cached_tokens", "")
             | ("prompt_tokens_details" | "input_tokens_details" | "input_token_details", "cached_tokens") => {
                 largest(&mut self.cached_within);
             }
@@ -173,7 +175,7 @@ impl Reported {
                 "completion_tokens_details" | "output_tokens_details" | "output_token_details",
                 "reasoning_tokens" | "thinking_tokens",
             )
-            | ("reasoning_tokens", "") => largest(&mut self.reasoning_within),
+            | ("reasoning_tokens" | "total_thought_tokens", "") => largest(&mut self.reasoning_within),
             ("thoughtsTokenCount", "") => largest(&mut self.reasoning_beside),
             ("toolUsePromptTokenCount", "") => largest(&mut self.input_of_tools),
             _ => {}
@@ -232,7 +234,7 @@ impl Reported {
 ///
 /// Only places where an API puts its usage count. What a model says may hold such keys too, in a tool's input.
 fn field<'a>(path: Path<'a>) -> Option<(&'a str, Option<&'a str>)> {
-    const WITHIN: [&str; 5] = ["choices", "message", "response", "x_groq", "meta"];
+    const WITHIN: [&str; 6] = ["choices", "interaction", "message", "response", "x_groq", "meta"];
     let skip = usize::from(path.len() > 2 && WITHIN.iter().any(|within| path.begins(&[within])));
     let behind = path.len() - skip;
     let key = move |place: usize| path.key(skip + place);

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{Route, Source};
+use super::super::{Route, Shape, Source};
 use super::*;
 use crate::eventstream;
 
@@ -65,6 +65,12 @@ fn whole_answers_are_counted() {
         (
             r#"{"usage":{"prompt_tokens":90,"prompt_tokens_details":{"cached_tokens":5,"cache_write_tokens":50},"completion_tokens":1}}"#,
             [90, 5, 50, 1, 0],
+        ),
+        // Google's interactions: thought is in the total only.
+        (
+            r#"{"steps":[],"usage":{"total_input_tokens":20,"total_cached_tokens":5,"total_output_tokens":30,
+                "total_thought_tokens":9,"total_tokens":59}}"#,
+            [20, 5, 0, 39, 9],
         ),
         // Cohere.
         (r#"{"usage":{"tokens":{"input_tokens":20,"output_tokens":30}}}"#, [20, 0, 0, 30, 0]),
@@ -147,6 +153,11 @@ fn streams_are_counted() {
     let google = "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"hi\"}]}}],\"usageMetadata\":{\"promptTokenCount\":20}}\r\n\r\n\
         data: {\"usageMetadata\":{\"promptTokenCount\":20,\"candidatesTokenCount\":30}}\r\n\r\n";
     assert_eq!(counts(Framing::Sse, google), Some([20, 0, 0, 30, 0]));
+
+    let interaction = "event: step.delta\ndata: {\"delta\":{\"type\":\"text\",\"text\":\"hi there\"},\"event_type\":\"step.delta\"}\n\n\
+        event: interaction.completed\ndata: {\"interaction\":{\"usage\":{\"total_input_tokens\":20,\"total_output_tokens\":30}}}\n\n";
+    assert_eq!(counts(Framing::Sse, interaction), Some([20, 0, 0, 30, 0]));
+    assert_eq!(metered(Framing::Sse, &[interaction.as_bytes()]).estimate.output, 2);
 
     let groq = "data: {\"choices\":[],\"x_groq\":{\"usage\":{\"prompt_tokens\":20,\"completion_tokens\":30}}}\n\n";
     assert_eq!(counts(Framing::Sse, groq), Some([20, 0, 0, 30, 0]));

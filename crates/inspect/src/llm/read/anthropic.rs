@@ -6,11 +6,16 @@
 use super::super::fields::Fields;
 use super::super::request::{Format, ReferenceKind, Request, Tool, ToolKind};
 use super::super::{LlmError, Route, Shape};
-use super::{Bounds, choice, prompt, reference_in, tools};
+use super::{Bounds, choice, fallbacks, prompt, reference, reference_in, tier, tools};
 use crate::json::Value;
 
 const KNOWN: &[&str] = &[
     "model",
+    "models",
+    "fallbacks",
+    "service_tier",
+    "speed",
+    "thread",
     "max_tokens",
     "max_tokens_to_sample",
     "stream",
@@ -34,6 +39,15 @@ pub(super) fn messages(request: &mut Request, body: &Value<'_>) -> Result<(), Ll
     let mut bounds = Bounds::default();
     bounds.take(&fields, &["max_tokens", "max_tokens_to_sample"])?;
     request.max_output_tokens = bounds.bound();
+    fallbacks(request, &fields)?;
+    // A fallback may have a bound of its own.
+    for entry in fields.get("fallbacks").and_then(Value::as_list).unwrap_or_default() {
+        let entry = Fields::of(entry, "fallbacks", &["model", "max_tokens", "speed"])?;
+        if let (Some(most), Some(own)) = (request.max_output_tokens, entry.count("max_tokens")?) {
+            request.max_output_tokens = Some(most.max(own));
+        }
+    }
+    tier(request, &fields)?;
     if let Some(stream) = fields.flag("stream")? {
         request.streams = request.streams || stream;
     }
@@ -53,6 +67,10 @@ pub(super) fn messages(request: &mut Request, body: &Value<'_>) -> Result<(), Ll
     }
     if let Some(container) = fields.get("container") {
         reference_in(request, ReferenceKind::Container, container);
+    }
+    if let Some(thread) = fields.get("thread") {
+        let id = thread.as_str().or_else(|| thread.get("id").and_then(Value::as_str)).unwrap_or("thread");
+        reference(request, ReferenceKind::Conversation, id);
     }
     if fields.get("output_format").is_some() || fields.get("output_config").is_some_and(|c| c.get("format").is_some()) {
         request.format = Format::JsonSchema;

@@ -6,7 +6,7 @@
 use super::super::fields::Fields;
 use super::super::request::{Format, ReferenceKind, Request, Tool, ToolKind};
 use super::super::{LlmError, Shape};
-use super::{Bounds, choice, prompt, refer, reference};
+use super::{Bounds, choice, parts, prompt, refer, reference, reference_in, tier};
 use crate::json::Value;
 
 const KNOWN: &[&str] = &[
@@ -134,6 +134,68 @@ fn tools(request: &mut Request, list: &[Value<'_>]) -> Result<(), LlmError> {
             };
             request.tools.push(Tool { name: key.to_owned(), kind, target: None });
         }
+    }
+    Ok(())
+}
+
+/// Reads the body of an interaction, which names a model, or an agent that runs at the provider.
+pub(super) fn interaction(request: &mut Request, body: &Value<'_>) -> Result<(), LlmError> {
+    const KNOWN: &[&str] = &[
+        "model",
+        "agent",
+        "input",
+        "system_instruction",
+        "systemInstruction",
+        "generation_config",
+        "generationConfig",
+        "tools",
+        "stream",
+        "store",
+        "background",
+        "service_tier",
+        "previous_interaction_id",
+        "environment",
+        "webhook_config",
+        "response_format",
+        "response_mime_type",
+    ];
+    let fields = Fields::of(body, "body", KNOWN)?;
+    if let Some(model) = fields.text("model")? {
+        request.named(model)?;
+    }
+    if let Some(agent) = fields.text("agent")? {
+        request.named(&format!("agents/{agent}"))?;
+    }
+    if let Some(system) = fields.either("systemInstruction", "system_instruction")? {
+        prompt(request, system.get("parts").unwrap_or(system));
+    }
+    if let Some(config) = fields.either("generationConfig", "generation_config")? {
+        self::config(request, config)?;
+        request.tool_choice = config.get("tool_choice").filter(|choice| !choice.is_null()).map(choice).transpose()?;
+    }
+    super::tools(request, fields.list("tools")?)?;
+    request.streams = fields.flag("stream")?.unwrap_or(false);
+    request.store = fields.flag("store")?;
+    request.background = fields.flag("background")?.unwrap_or(false);
+    tier(request, &fields)?;
+    for part in fields.get("input").map(parts).unwrap_or_default() {
+        refer(request, part);
+    }
+    if let Some(id) = fields.text("previous_interaction_id")? {
+        reference(request, ReferenceKind::Response, id);
+    }
+    if let Some(environment) = fields.get("environment") {
+        let id =
+            environment.as_str().or_else(|| environment.get("id").and_then(Value::as_str)).unwrap_or("environment");
+        reference(request, ReferenceKind::Container, id);
+    }
+    // Where the provider is to send what came out.
+    let uris = fields.get("webhook_config").and_then(|config| config.get("uris")).and_then(Value::as_list);
+    uris.unwrap_or_default().iter().for_each(|uri| reference_in(request, ReferenceKind::Url, uri));
+    if fields.get("response_format").is_some() {
+        request.format = Format::JsonSchema;
+    } else if fields.text("response_mime_type")?.is_some_and(|mime| mime.contains("json")) {
+        request.format = Format::Json;
     }
     Ok(())
 }

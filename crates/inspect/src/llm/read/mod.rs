@@ -27,6 +27,7 @@ pub(super) fn body(request: &mut Request, body: &Value<'_>, certain: bool) -> Re
         Shape::GoogleCount | Shape::GoogleGenerate | Shape::GoogleLive | Shape::GoogleStreamGenerate => {
             google::generate(request, body)
         }
+        Shape::GoogleInteraction => google::interaction(request, body),
         Shape::GooglePredict => google::predict(request, body),
         Shape::LlamaCompletion | Shape::LlamaEmbed => ollama::llama(request, body),
         Shape::OllamaChat | Shape::OllamaEmbed | Shape::OllamaGenerate => ollama::run(request, body),
@@ -40,12 +41,14 @@ pub(super) fn body(request: &mut Request, body: &Value<'_>, certain: bool) -> Re
         | Shape::OpenAiImage
         | Shape::OpenAiModerate
         | Shape::OpenAiResponses
+        | Shape::OpenAiSocket
         | Shape::OpenAiSpeech
         | Shape::OpenAiTranscribe => openai::run(request, body),
         // What is counted or stored runs no model.
         Shape::AnthropicStored
         | Shape::BedrockCount
         | Shape::GoogleModels
+        | Shape::GoogleStored
         | Shape::OpenAiFiles
         | Shape::OpenAiModels
         | Shape::OpenAiStored => Ok(()),
@@ -64,6 +67,7 @@ fn fits(shape: Shape, body: &Value<'_>) -> bool {
         Shape::LlamaEmbed => has(&["content"]),
         Shape::OllamaChat | Shape::OllamaEmbed | Shape::OllamaGenerate => has(&["model"]),
         Shape::OllamaManage | Shape::OllamaModels => has(&["model", "name", "source"]),
+        Shape::OpenAiBatch => has(&["input_file_id"]),
         Shape::OpenAiResponses => has(&["model", "prompt", "previous_response_id"]),
         _ => true,
     }
@@ -159,6 +163,30 @@ fn messages(request: &mut Request, list: &[Value<'_>]) -> Result<(), LlmError> {
     Ok(())
 }
 
+/// Takes lists of models that may run in the place of another.
+fn fallbacks(request: &mut Request, fields: &Fields<'_, '_>) -> Result<(), LlmError> {
+    for name in ["models", "fallbacks"] {
+        // A word leaves the choice to the provider.
+        if let Some(word) = fields.get(name).and_then(Value::as_str).filter(|_| name == "fallbacks") {
+            request.may_run(word);
+            continue;
+        }
+        for entry in fields.list(name)? {
+            let model = entry.as_str().or_else(|| entry.get("model").and_then(Value::as_str));
+            request.may_run(model.ok_or(LlmError::Field { name, wanted: "a list of models" })?);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the tier of service.
+fn tier(request: &mut Request, fields: &Fields<'_, '_>) -> Result<(), LlmError> {
+    // A speed that is not the usual one says more of the price.
+    let speed = fields.text("speed")?.filter(|speed| *speed != "standard");
+    request.tier = speed.or(fields.text("service_tier")?).map(str::to_owned);
+    Ok(())
+}
+
 /// Takes what a part of a content refers to.
 fn refer(request: &mut Request, part: &Value<'_>) {
     let Some(object) = part.as_object() else { return };
@@ -204,6 +232,10 @@ fn tools(request: &mut Request, list: &[Value<'_>]) -> Result<(), LlmError> {
         "server_label",
         "server_url",
         "connector_id",
+        "tunnel_id",
+        "url",
+        "tools",
+        "execution",
         "model",
         "environment",
         "container",
@@ -212,6 +244,11 @@ fn tools(request: &mut Request, list: &[Value<'_>]) -> Result<(), LlmError> {
     for tool in list {
         let tool = Fields::of(tool, "tools", KNOWN)?;
         let said = tool.text("type")?;
+        if said == Some("namespace") {
+            // Functions under one name.
+            tools(request, tool.list("tools")?)?;
+            continue;
+        }
         let own = tool.get("function").or_else(|| tool.get("custom")).and_then(|f| f.get("name")?.as_str());
         let name = own.or(tool.text("name")?).or(tool.text("server_label")?);
         let kind = match said {
@@ -220,9 +257,14 @@ fn tools(request: &mut Request, list: &[Value<'_>]) -> Result<(), LlmError> {
             Some("shell") if tool.get("environment").is_some_and(|e| e.get("type") != Some(&Value::text("local"))) => {
                 ToolKind::CodeExecution
             }
+            Some("tool_search") if tool.text("execution")? == Some("client") => ToolKind::Function,
             Some(said) => kind_of(said),
         };
-        let target = tool.text("server_url")?.or(tool.text("connector_id")?).map(str::to_owned);
+        let mut target = None;
+        for place in ["server_url", "url", "connector_id", "tunnel_id"] {
+            target = target.or(tool.text(place)?).filter(|_| kind == ToolKind::Mcp);
+        }
+        let target = target.map(str::to_owned);
         let name = name.or(said).unwrap_or_default().to_owned();
         request.tools.push(Tool { name, kind, target });
         if let Some(model) = tool.text("model")? {
@@ -243,13 +285,13 @@ fn kind_of(said: &str) -> ToolKind {
     let begins = |with: &[&str]| with.iter().any(|with| said.starts_with(with));
     match said {
         "function" | "custom" => ToolKind::Function,
-        "mcp" | "mcp_toolset" => ToolKind::Mcp,
-        _ if begins(&["web_search", "browser_search", "x_search", "live_search", "google_search"]) => {
+        "mcp" | "mcp_server" | "mcp_toolset" => ToolKind::Mcp,
+        _ if begins(&["web_search", "browser_search", "x_search", "live_search", "google_search", "google_maps"]) => {
             ToolKind::WebSearch
         }
         _ if begins(&["web_fetch", "url_context"]) => ToolKind::WebFetch,
-        _ if begins(&["code_interpreter", "code_execution"]) => ToolKind::CodeExecution,
-        _ if begins(&["file_search", "collections_search"]) => ToolKind::FileSearch,
+        _ if begins(&["code_interpreter", "code_execution", "programmatic_tool_calling"]) => ToolKind::CodeExecution,
+        _ if begins(&["file_search", "collections_search", "retrieval"]) => ToolKind::FileSearch,
         _ if begins(&["computer"]) => ToolKind::Computer,
         _ if begins(&["image_generation"]) => ToolKind::ImageGeneration,
         _ if begins(&["bash", "text_editor", "shell", "local_shell", "apply_patch", "memory"]) => ToolKind::Shell,

@@ -6,7 +6,7 @@
 use super::super::fields::Fields;
 use super::super::request::{Format, ReferenceKind, Request, Tool, ToolKind};
 use super::super::{LlmError, Shape};
-use super::{Bounds, choice, messages, parts, prompt, refer, reference, reference_in, tools};
+use super::{Bounds, choice, fallbacks, messages, parts, prompt, refer, reference, reference_in, tier, tools};
 use crate::json::Value;
 
 /// The fields that decide something.
@@ -31,6 +31,8 @@ const KNOWN: &[&str] = &[
     "stream_options",
     "store",
     "background",
+    "service_tier",
+    "moderation",
     "response_format",
     "text",
     "grammar",
@@ -73,6 +75,7 @@ pub(super) fn run(request: &mut Request, body: &Value<'_>) -> Result<(), LlmErro
     }
     request.store = fields.flag("store")?;
     request.background = fields.flag("background")?.unwrap_or(false);
+    tier(request, &fields)?;
     request.format = format(request.shape, &fields)?;
     offered(request, &fields)?;
     said(request, &fields)?;
@@ -101,13 +104,11 @@ fn models(request: &mut Request, fields: &Fields<'_, '_>) -> Result<(), LlmError
             request.may_run(model);
         }
     }
-    for name in ["models", "fallbacks"] {
-        for entry in fields.list(name)? {
-            let model = entry.as_str().or_else(|| entry.get("model").and_then(Value::as_str));
-            request.may_run(model.ok_or(LlmError::Field { name, wanted: "a list of models" })?);
-        }
+    if let Some(model) = fields.get("moderation").and_then(|moderation| moderation.get("model")).and_then(Value::as_str)
+    {
+        request.may_run(model);
     }
-    Ok(())
+    fallbacks(request, fields)
 }
 
 fn format(shape: Shape, fields: &Fields<'_, '_>) -> Result<Format, LlmError> {
@@ -119,7 +120,9 @@ fn format(shape: Shape, fields: &Fields<'_, '_>) -> Result<Format, LlmError> {
         return Ok(Format::JsonSchema);
     }
     let said = match shape {
-        Shape::OpenAiResponses | Shape::OpenAiCount => fields.get("text").and_then(|text| text.get("format")),
+        Shape::OpenAiResponses | Shape::OpenAiSocket | Shape::OpenAiCount => {
+            fields.get("text").and_then(|text| text.get("format"))
+        }
         Shape::OpenAiChat | Shape::OpenAiCompletion => fields.get("response_format"),
         _ => None,
     };

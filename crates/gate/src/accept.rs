@@ -146,7 +146,7 @@ async fn first_words(stream: &mut TcpStream) -> io::Result<(Speech, Bytes)> {
 async fn tls(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: ClientHello, meaning: Meaning, to: SocketAddr) {
     let port = to.port();
     let denied = match whom(&hello, &meaning) {
-        Ok(host) => match decide::connection(&gate.policy, &host, port, Scheme::Https) {
+        Ok(host) => match gate.decisions.connection(&gate.policy, &host, port, Scheme::Https) {
             Ok(TlsMode::Inspect) => return intercept(gate, stream, &hello, host, port).await,
             Ok(TlsMode::Passthrough) => return pass_through(gate, stream, host, port).await,
             Err(denial) => (host.to_string(), denial),

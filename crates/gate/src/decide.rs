@@ -1,5 +1,6 @@
 //! Phase three: the policy is asked. Nothing is decided here; [`Policy::decide`] decides, and [`Decisions`] remembers.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -62,6 +63,8 @@ const MAX_REMEMBERED_PATH: usize = 512;
 /// policy sees of it is. What is denied is not remembered, nor what a body has to be read for.
 pub struct Decisions {
     slots: Mutex<Vec<Option<Remembered>>>,
+    /// What became of connections, by host; of each host the last port and scheme.
+    routes: Mutex<HashMap<HostName, (u16, Scheme, TlsMode)>>,
     /// Keyed anew in each process, so that no agent knows which requests share a slot.
     hasher: RandomState,
 }
@@ -86,11 +89,28 @@ impl Remembered {
 
 impl Default for Decisions {
     fn default() -> Self {
-        Self { slots: Mutex::default(), hasher: RandomState::new() }
+        Self { slots: Mutex::default(), routes: Mutex::default(), hasher: RandomState::new() }
     }
 }
 
 impl Decisions {
+    /// What becomes of a new connection, as [`connection`] says.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn connection(&self, policy: &Policy, host: &HostName, port: u16, scheme: Scheme) -> Result<TlsMode, Denial> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, _, mode)) = routes.get(host).filter(|(p, s, _)| (*p, *s) == (port, scheme)) {
+            return Ok(*mode);
+        }
+        let mode = connection(policy, host, port, scheme)?;
+        if routes.len() >= MAX_REMEMBERED {
+            routes.clear();
+        }
+        routes.insert(host.clone(), (port, scheme, mode));
+        Ok(mode)
+    }
+
     /// The permit of a request that was allowed before without its body.
     #[must_use]
     pub fn known(&self, question: &HttpRequest<'_>) -> Option<Arc<Permit>> {
@@ -192,6 +212,8 @@ mod tests {
                 if known.is_none() && policy.needs_model(&question) {
                     continue;
                 }
+                let route = connection(&policy, &host, *port, scheme);
+                prop_assert_eq!(decisions.connection(&policy, &host, *port, scheme), route);
                 let fresh = http(&policy, question.clone());
                 let answer = match known {
                     Some(permit) => Ok(permit),

@@ -202,7 +202,7 @@ mod tests {
             breaks in any::<bool>(),
         ) {
             let step = step.max(64);
-            let whole: Vec<u8> = (0..first + sizes.iter().sum::<usize>()).map(|n| (n % 251) as u8).collect();
+            let whole: Vec<u8> = (0_u8..251).cycle().take(first + sizes.iter().sum::<usize>()).collect();
             let mut at = first;
             let mut parts = VecDeque::new();
             for size in &sizes {

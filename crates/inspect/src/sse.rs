@@ -212,7 +212,7 @@ fn next_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// Writes an event in the one form that all readers read alike: LF, one space behind each colon.
 ///
-/// Line breaks and NUL in `name` and `id` are left out.
+/// Line breaks in `name` and `id` are left out, and NUL in `id`, for which readers would pass over it.
 #[must_use]
 pub fn encode(name: Option<&str>, id: Option<&str>, data: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len() + 32);
@@ -220,7 +220,7 @@ pub fn encode(name: Option<&str>, id: Option<&str>, data: &[u8]) -> Vec<u8> {
         if let Some(value) = value {
             out.extend_from_slice(field.as_bytes());
             out.extend_from_slice(b": ");
-            out.extend(value.bytes().filter(|b| !matches!(b, b'\r' | b'\n' | 0)));
+            out.extend(value.bytes().filter(|b| !matches!(b, b'\r' | b'\n') && (*b != 0 || field != "id")));
             out.push(b'\n');
         }
     }

@@ -19,7 +19,8 @@ impl Value<'_> {
     /// Writes the value in the one form of all values that mean the same: no white space, members sorted by their
     /// keys' UTF-16 code units, numbers in their shortest form.
     ///
-    /// It is the form of RFC 8785 but for integers beyond 2^53, which are kept exactly.
+    /// It is the form of RFC 8785 but for integers beyond 2^53, which are kept exactly. It is made for digests; a large
+    /// float has the form of an integer that [`super::parse`] refuses.
     #[must_use]
     pub fn canonical(&self) -> Vec<u8> {
         let mut out = Vec::new();

@@ -101,11 +101,13 @@ pub fn serve(paths: Paths, options: Options) -> Result<(), Report> {
         .build()
         .map_err(|e| step("start the runtime", &e))?;
     let handle = runtime.handle().clone();
+    take_hold(&paths)?;
+    let supervisor = Supervisor::open(paths, options, handle)?;
+    // Nobody finds a door before there is somebody to answer it.
     let listener = {
         let _guard = runtime.enter();
-        listen(&paths)?
+        listen(&supervisor.paths)?
     };
-    let supervisor = Supervisor::open(paths, options, handle)?;
     runtime.block_on(async {
         supervisor.adopt_all();
         if !options.on_demand {
@@ -151,7 +153,8 @@ fn folder(path: &Path, mode: u32) -> Result<(), Report> {
     })
 }
 
-fn listen(paths: &Paths) -> Result<UnixListener, Report> {
+/// Makes the folders, and sees that no other supervisor works on this state as long as this process lives.
+fn take_hold(paths: &Paths) -> Result<(), Report> {
     folder(&paths.state, 0o700)?;
     folder(&paths.run, 0o711)?;
     folder(&paths.mounts(), 0o711)?;
@@ -173,6 +176,11 @@ fn listen(paths: &Paths) -> Result<UnixListener, Report> {
             .hint("use it, or stop it with `ringfence serve --stop`"));
     }
     std::mem::forget(lock);
+    Ok(())
+}
+
+fn listen(paths: &Paths) -> Result<UnixListener, Report> {
+    let socket = paths.socket();
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).map_err(|e| {
         Report::new("supervisor.folder", Fault::Host, format!("cannot listen at `{}`", socket.display()))

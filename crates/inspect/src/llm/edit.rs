@@ -39,7 +39,8 @@ pub fn ask_for_usage(request: &Request, body: &mut Value<'_>) -> UsageAsked {
 #[must_use]
 pub fn is_usage_event(data: &[u8]) -> bool {
     // Most events are not, and need not be read.
-    if memchr::memmem::find(data, b"\"usage\"").is_none() {
+    let has = |text: &[u8]| memchr::memmem::find(data, text).is_some();
+    if !has(b"\"usage\"") || has(b"\"usage\":null") {
         return false;
     }
     let Ok(event) = json::parse(data, &Limits::default()) else { return false };

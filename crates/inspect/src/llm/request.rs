@@ -192,7 +192,7 @@ impl Route {
             return Ok(Reading { request: Request::bare(self), body: None });
         }
         if let Some(form) = content_type.and_then(|kind| Form::read(kind, body, limits.bytes)).transpose()? {
-            let request = Request::from_form(self, &form)?;
+            let request = Request::from_form(self, &form, limits)?;
             return Ok(Reading { request, body: None });
         }
         if self.shape.work() == Work::Store && self.shape != Shape::OpenAiBatch {
@@ -243,9 +243,17 @@ impl Request {
         Ok(request)
     }
 
-    /// What a call with this form asks for: sound to be understood, images to be changed.
-    fn from_form(route: &Route, form: &Form<'_>) -> Result<Self, LlmError> {
+    /// What a call with this form asks for: sound to be understood, images to be changed, a file to be kept, or a session
+    /// to be opened.
+    fn from_form(route: &Route, form: &Form<'_>, limits: &Limits) -> Result<Self, LlmError> {
+        if !matches!(route.shape.work(), Work::Media | Work::Mint | Work::Store) {
+            return Err(LlmError::OtherShape);
+        }
         let mut request = Self::bare(route);
+        if let Some(session) = form.text("session")?.filter(|_| route.shape.work() == Work::Mint) {
+            let session = json::parse(session.as_bytes(), limits)?;
+            read::body(&mut request, &Value::object([("session", session)]), true)?;
+        }
         let mut tally = Tally::default();
         for part in form.parts() {
             match part.file_name {

@@ -20,7 +20,8 @@ pub struct Route {
     pub model: Option<String>,
     /// Whether the path says that the answer is a stream, or that it is none.
     pub streams: Option<bool>,
-    /// `false` if others have such paths too, so that only a body with the fields of the API makes it this call.
+    /// `false` if others have such paths too, so that only a body with the fields of the API makes it this call. Where it
+    /// is `true`, a body that cannot be read is one that must not be sent.
     pub certain: bool,
 }
 

@@ -121,8 +121,10 @@ impl Scan {
                     }
                 }
                 State::Word if is_of_word(*byte) => {
+                    let end = rest.iter().position(|byte| !is_of_word(*byte)).unwrap_or(rest.len());
+                    let (part, behind) = rest.split_at_checked(end).unwrap_or((rest, &[]));
                     rest = behind;
-                    self.keep(&[*byte]);
+                    self.keep(part);
                 }
                 // The byte behind a word is looked at once more.
                 State::Word => self.end_word(sink),

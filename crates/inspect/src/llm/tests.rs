@@ -423,6 +423,12 @@ fn calls_without_json_are_read() {
     let kind = Some("multipart/form-data; boundary=x");
     let heard = route("POST", "/v1/audio/transcriptions").read(kind, form.as_bytes(), &limits).unwrap();
     assert_eq!(heard.request.model.as_deref(), Some("whisper-1"));
+    let talk = "--x\r\nContent-Disposition: form-data; name=\"sdp\"\r\n\r\nv=0\r\n--x\r\n\
+        Content-Disposition: form-data; name=\"session\"\r\n\r\n{\"model\":\"gpt-realtime\"}\r\n--x--\r\n";
+    let talk = route("POST", "/v1/realtime/calls").read(kind, talk.as_bytes(), &limits).unwrap();
+    assert_eq!(talk.request.model.as_deref(), Some("gpt-realtime"));
+    let chat = route("POST", "/v1/chat/completions").read(kind, form.as_bytes(), &limits);
+    assert_eq!(chat.unwrap_err(), LlmError::OtherShape);
     let file = route("POST", "/v1/files").read(kind, form.as_bytes(), &limits).unwrap();
     assert_eq!(file.request.shape, Shape::OpenAiFiles);
     let part = route("PUT", "/v1/uploads/u/parts").read(Some("application/octet-stream"), b"\xff", &limits);

@@ -41,21 +41,13 @@ impl Tally {
 
     /// Adds a part of a text in UTF-8, which may be cut anywhere.
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            match byte {
-                b' ' | b'\t' | b'\n' | b'\r' => {
-                    self.in_word = false;
-                    self.ascii += 1;
-                    continue;
-                }
-                0..0x80 => self.ascii += 1,
-                // What continues a character does not count again.
-                0x80..0xc0 => {}
-                _ => self.other += 1,
-            }
-            self.words += u64::from(!self.in_word);
-            self.in_word = true;
-        }
+        let Some((first, rest)) = bytes.split_first() else { return };
+        self.words += u64::from(!self.in_word && !is_space(*first));
+        // A character in more than one byte begins with one from 0xc0 on; what continues it does not count again.
+        self.ascii += bytes.iter().map(|b| u64::from(*b < 0x80)).sum::<u64>();
+        self.other += bytes.iter().map(|b| u64::from(*b >= 0xc0)).sum::<u64>();
+        self.words += bytes.iter().zip(rest).map(|(a, b)| u64::from(is_space(*a) & !is_space(*b))).sum::<u64>();
+        self.in_word = bytes.last().is_some_and(|last| !is_space(*last));
     }
 
     /// Adds tokens.
@@ -111,6 +103,10 @@ impl Tally {
             Some(Kind::Sound) => self.tokens(length.div_ceil(SOUND_BYTES_PER_TOKEN)),
         }
     }
+}
+
+const fn is_space(byte: u8) -> bool {
+    (byte == b' ') | (byte == b'\t') | (byte == b'\n') | (byte == b'\r')
 }
 
 /// What is not text.

@@ -201,7 +201,8 @@ impl Client {
         if head.target() != "200" {
             return Err(format!("the answer is {}", head.target()).into());
         }
-        let Some(length) = head.length else { return events(line).await.map(Some) };
+        let first_event = matches!(work, Work::FirstEvent);
+        let Some(length) = head.length else { return chunked(line).await.map(|at| first_event.then_some(at)) };
         let mut left = length.saturating_sub(line.kept.len() as u64);
         line.kept.clear();
         while left > 0 {
@@ -215,21 +216,23 @@ impl Client {
     }
 }
 
-/// Reads a chunked stream of events to its end; gives the time of the first.
-async fn events(line: &mut Line) -> Result<Instant, Failure> {
-    let mut first = None;
+/// Reads a chunked body to its end; gives the time of its first byte.
+async fn chunked(line: &mut Line) -> Result<Instant, Failure> {
+    const END: &[u8] = b"0\r\n\r\n";
+    let mut first = (!line.kept.is_empty()).then(Instant::now);
     loop {
-        if first.is_none() && line.kept.windows(6).any(|w| w == b"data: ") {
-            first = Some(Instant::now());
-        }
-        if line.kept.ends_with(b"0\r\n\r\n") {
+        // What upstreams here send never looks like the end.
+        if line.kept.ends_with(END) {
             line.kept.clear();
-            return Ok(first.ok_or("no event came")?);
+            return Ok(first.ok_or("no body came")?);
         }
         let count = line.stream.read(&mut line.buffer).await?;
         if count == 0 {
-            return Err("the events broke off".into());
+            return Err("the body broke off".into());
         }
-        line.kept.extend_from_slice(&line.buffer[..count]);
+        first.get_or_insert_with(Instant::now);
+        let part = &line.buffer[count.saturating_sub(END.len())..count];
+        line.kept.drain(..line.kept.len().saturating_sub(END.len()));
+        line.kept.extend_from_slice(part);
     }
 }

@@ -367,7 +367,7 @@ impl Peer {
             let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
             line.split_whitespace().next()?.parse::<f64>().ok()
         };
-        self.processes().iter().filter_map(of).sum::<f64>() / 1024.0
+        self.processes().iter().filter_map(of).fold(0.0, |sum, kib| sum + kib) / 1024.0
     }
 
     /// Forgets the peak of its memory.

@@ -72,6 +72,12 @@ pub fn main(options: &[&str]) -> Done {
         return Ok(());
     };
     let wanted = |key: &str| options.rows.as_ref().is_none_or(|rows| rows.iter().any(|row| row == key));
+    // Others may use this machine; what is measured comes first, all of it alike.
+    // Both: where the kernel shares time among sessions first, niceness counts only within one.
+    let first = rustix::process::nice(-20).is_ok();
+    if !first || std::fs::write("/proc/self/autogroup", "-20").is_err() {
+        eprintln!("note: whatever else runs on this machine is measured too");
+    }
     let dir = tempfile::tempdir()?;
     let world = World::new(dir.path())?;
     let mut peers = Vec::new();
@@ -125,7 +131,7 @@ pub fn main(options: &[&str]) -> Done {
         }
     }
     let audit = if wanted("audit") { Some(audit(&world, &options)?) } else { None };
-    let grants = if wanted("grants") { Some(grants(&world, &options)?) } else { None };
+    let grants = if wanted("grants") { Some(grants(&world)?) } else { None };
     drop(peers);
     promises(&cells, &idle, audit, grants);
     Ok(())
@@ -217,11 +223,12 @@ fn audit(world: &World, options: &Options) -> Result<f64, Failure> {
         println!("  {:<18} {:>10.0} {:>9.0} {:>11.4}", peer.name, cell.per_second, cell.p50_us, cell.cpu_per_1000);
     }
     let [on, off] = cells.as_slice() else { return Err("two were measured".into()) };
+    println!("  recording takes {:.1} % of the CPU time", 100.0 * (1.0 - off.cpu_per_1000 / on.cpu_per_1000));
     Ok(1.0 - on.per_second / off.per_second)
 }
 
 /// Microseconds per decision, with 10 and 1,000 grants: of requests all different, and of one again and again.
-fn grants(world: &World, options: &Options) -> Result<[f64; 4], Failure> {
+fn grants(world: &World) -> Result<[f64; 4], Failure> {
     println!("decision, µs{:>24} {:>9}", "all different", "the same");
     let mut found = [f64::NAN; 4];
     for (at, count) in [10, 1000].into_iter().enumerate() {
@@ -241,13 +248,14 @@ fn grants(world: &World, options: &Options) -> Result<[f64; 4], Failure> {
             };
             assert!(black_box(policy.decide(black_box(&Request::Http(request)))).allows());
         };
+        // The best of many short runs: it waits for nothing, so whatever is longer is somebody else's.
         let cost = |one: &dyn Fn(usize)| {
-            let rounds = (0..options.rounds.max(3)).map(|_| {
+            let runs = (0..20).map(|run| {
                 let started = Instant::now();
-                (0..paths.len()).for_each(one);
-                started.elapsed().as_secs_f64() * 1e6 / paths.len() as f64
+                (run * 1000..(run + 1) * 1000).for_each(one);
+                started.elapsed().as_secs_f64() * 1e6 / 1e3
             });
-            median(rounds.collect())
+            runs.fold(f64::INFINITY, f64::min)
         };
         let different = cost(&|n| ask(paths.get(n).map_or("", String::as_str)));
         let same = cost(&|_| ask("/bytes/1024"));

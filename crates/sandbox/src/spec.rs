@@ -23,7 +23,7 @@ pub const SLOTS: u32 = 3_000;
 pub const AGENT_UID: u32 = 65_532;
 
 /// How much memory a gate may take. Past it the kernel ends the gate, and with it the agent that flooded it.
-pub const GATE_MEMORY: Bytes = Bytes::mib(256);
+pub const GATE_MEMORY: Bytes = Bytes::mib(512);
 
 /// How many threads a gate may have.
 pub const GATE_TASKS: u64 = 64;

@@ -109,13 +109,25 @@ pub fn die_with(parent: &OwnedFd) -> io::Result<()> {
 }
 
 /// Whether a process has a handler for `signal`, or takes it from its queue. If that cannot be seen it is taken to.
+/// Looks for up to 50 ms.
 #[must_use]
 pub fn heeds(process: Pid, signal: Signal) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap_or_default();
-    let mask = |name| status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
-    // Who waits for a signal without a handler blocks it, as small init programs do.
-    let (Some(caught), Some(blocked)) = (mask("SigCgt:"), mask("SigBlk:")) else { return true };
-    (caught | blocked) >> (signal.as_raw() - 1) & 1 == 1
+    let bit = |mask: u64| mask >> (signal.as_raw() - 1) & 1 == 1;
+    // Who waits for a signal without a handler blocks it, as small init programs do. Shells block it for a moment
+    // while they fork, so that is looked at more than once.
+    for _ in 0..5 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap_or_default();
+        let mask = |name| status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
+        let (Some(caught), Some(blocked)) = (mask("SigCgt:"), mask("SigBlk:")) else { return true };
+        if bit(caught) {
+            return true;
+        }
+        if !bit(blocked) {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    true
 }
 
 /// How a child ended.

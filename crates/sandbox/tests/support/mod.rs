@@ -50,7 +50,7 @@ fn gate() -> ExitCode {
                 let mut said = [0; 1024];
                 let read = stream.read(&mut said).unwrap_or(0);
                 if said.get(..read) == Some(FLOOD.as_bytes()) {
-                    std::hint::black_box(vec![1u8; 300 << 20]);
+                    std::hint::black_box(vec![1u8; 600 << 20]);
                 }
                 let _ = stream.write_all(DENIAL);
             }

@@ -164,24 +164,16 @@ fn permit(decision: Decision) -> Result<Permit, Denial> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use ringfence_model::manifest::{Grant, Trust};
+    use ringfence_model::manifest::Grant;
 
     use super::*;
 
     fn policy() -> Policy {
         let grant = |host: &str, methods: &[&str], paths: &[&str], credential: Option<&str>| Grant {
-            host: host.parse().unwrap(),
-            port: 443,
-            scheme: Scheme::Https,
             methods: methods.iter().map(ToString::to_string).collect(),
             paths: paths.iter().map(ToString::to_string).collect(),
             credential: credential.map(str::to_owned),
-            models: vec![],
-            trust: Trust::Trusted,
-            tls: TlsMode::Inspect,
-            connect_to: None,
-            ca_pem: None,
-            allow_private: false,
+            ..Grant::to(host.parse().unwrap())
         };
         let models = Grant { models: vec!["m".into()], ..grant("a.example.org", &["POST"], &["/m/*"], None) };
         let grants = [

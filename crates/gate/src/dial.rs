@@ -300,21 +300,7 @@ mod tests {
     }
 
     fn grant(host: &str) -> Grant {
-        use ringfence_model::manifest::{Scheme, TlsMode, Trust};
-        Grant {
-            host: host.parse().unwrap(),
-            port: 443,
-            scheme: Scheme::Https,
-            methods: vec![],
-            paths: vec![],
-            credential: None,
-            models: vec![],
-            trust: Trust::Trusted,
-            tls: TlsMode::Inspect,
-            connect_to: None,
-            ca_pem: None,
-            allow_private: false,
-        }
+        Grant::to(host.parse().unwrap())
     }
 
     struct Log {

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use ringfence_model::manifest::{Grant, Scheme, TlsMode, Trust};
+use ringfence_model::manifest::{Grant, Scheme};
 use ringfence_policy::{HttpRequest, Policy, Request};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -11,20 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for count in [10, 100, 1000] {
         let grants = (0..count)
             .map(|n| {
-                Ok(Grant {
-                    host: format!("h{n}.example.org").parse()?,
-                    port: 443,
-                    scheme: Scheme::Https,
-                    methods: vec!["POST".into()],
-                    paths: vec!["/v1/*".into()],
-                    credential: None,
-                    models: vec![],
-                    trust: Trust::Trusted,
-                    tls: TlsMode::Inspect,
-                    connect_to: None,
-                    ca_pem: None,
-                    allow_private: false,
-                })
+                let host = format!("h{n}.example.org").parse()?;
+                Ok(Grant { methods: vec!["POST".into()], paths: vec!["/v1/*".into()], ..Grant::to(host) })
             })
             .collect::<Result<Vec<_>, ringfence_model::host::HostPatternError>>()?;
         let started = Instant::now();

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use ringfence_model::manifest::{Grant, Scheme, TlsMode, Trust};
+use ringfence_model::manifest::{Grant, Scheme, TlsMode};
 use ringfence_model::{AgentName, HostName};
 
 use crate::{Decision, HttpRequest, IngressRequest, Policy, PolicyError, Request};
@@ -9,20 +9,7 @@ fn agent() -> AgentName {
 }
 
 fn grant(host: &str) -> Grant {
-    Grant {
-        host: host.parse().unwrap(),
-        port: 443,
-        scheme: Scheme::Https,
-        methods: vec![],
-        paths: vec![],
-        credential: None,
-        models: vec![],
-        trust: Trust::Trusted,
-        tls: TlsMode::Inspect,
-        connect_to: None,
-        ca_pem: None,
-        allow_private: false,
-    }
+    Grant::to(host.parse().unwrap())
 }
 
 fn compile(grants: &[Grant]) -> Policy {

@@ -29,7 +29,7 @@ use ringfence_audit::{CallIntent, CallOutcome, Event, Record, RecordError};
 use ringfence_gate::Gate;
 use ringfence_gate::accept::{self, Capture};
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig};
-use ringfence_model::manifest::{Grant, Place, Scheme, TlsMode, Trust};
+use ringfence_model::manifest::{Grant, Place};
 use ringfence_model::{SandboxId, SecretText};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -281,20 +281,7 @@ async fn answer(mut request: Request<Incoming>) -> Reply {
 }
 
 pub fn grant(upstream: SocketAddr, ca: &TestCa) -> Grant {
-    Grant {
-        host: HOST.parse().unwrap(),
-        port: 443,
-        scheme: Scheme::Https,
-        methods: vec![],
-        paths: vec![],
-        credential: None,
-        models: vec![],
-        trust: Trust::Trusted,
-        tls: TlsMode::Inspect,
-        connect_to: Some(upstream),
-        ca_pem: Some(ca.pem.clone()),
-        allow_private: false,
-    }
+    Grant { connect_to: Some(upstream), ca_pem: Some(ca.pem.clone()), ..Grant::to(HOST.parse().unwrap()) }
 }
 
 pub fn keyed(mut grant: Grant) -> Grant {

@@ -175,12 +175,34 @@ pub struct Grant {
     pub trust: Trust,
     /// Whether TLS is opened or only its server name read.
     pub tls: TlsMode,
-    /// Where to dial instead of the host's own address. Naming it lifts the private-address guard for this grant.
+    /// Where to dial instead of the host's own address. Naming it lifts the private-address guard for this
+    /// grant; a metadata service stays out of reach.
     pub connect_to: Option<SocketAddr>,
     /// PEM text of the only certificate authorities believed for this grant. `None`: the host's trust store.
     pub ca_pem: Option<String>,
     /// Whether the host may resolve to private, loopback or link-local addresses.
     pub allow_private: bool,
+}
+
+impl Grant {
+    /// What a `[[grant]]` with nothing but `host` says: every request over HTTPS, and no more.
+    #[must_use]
+    pub const fn to(host: HostPattern) -> Self {
+        Self {
+            host,
+            port: 443,
+            scheme: Scheme::Https,
+            methods: Vec::new(),
+            paths: Vec::new(),
+            credential: None,
+            models: Vec::new(),
+            trust: Trust::Trusted,
+            tls: TlsMode::Inspect,
+            connect_to: None,
+            ca_pem: None,
+            allow_private: false,
+        }
+    }
 }
 
 /// Cleartext or TLS.

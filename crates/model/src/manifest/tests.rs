@@ -112,3 +112,9 @@ fn round_trips_through_json() {
     assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
     assert_eq!(manifest.grants[0].ca_pem.as_deref(), Some("pem of x.pem"));
 }
+
+#[test]
+fn a_grant_of_a_host_alone_is_what_a_manifest_with_a_host_alone_says() {
+    let manifest = parse(&format!("{AGENT}[[grant]]\nhost = \"a.com\"\n")).unwrap();
+    assert_eq!(manifest.grants, [Grant::to("a.com".parse().unwrap())]);
+}

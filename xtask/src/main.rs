@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &["model"]),
     ("lock", &["image", "model"]),
     ("sandbox", &["audit", "model", "sys"]),
-    ("gate", &["audit", "model", "policy", "sys"]),
+    ("gate", &["audit", "inspect", "model", "policy", "sys"]),
     ("fleet", &["audit", "model"]),
     (
         "ringfence",

@@ -27,6 +27,7 @@
 
 pub mod accept;
 pub mod body;
+pub mod budget;
 pub mod call;
 pub mod config;
 pub mod datagram;

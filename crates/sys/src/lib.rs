@@ -7,7 +7,7 @@
 //! - [`netns`], [`capture`]: a namespace without wires, and the program that hands all of it to the gate
 //! - [`seccomp`], [`landlock`]: what a process may ask of the kernel, and which files it may touch
 //! - [`cgroup`], [`disk`]: how much memory, how many tasks, how much of a disk
-//! - [`memory`]: giving back what only starting needed
+//! - [`memory`]: giving back what only starting needed; [`shared`]: counters that outlive the processes that count
 //! - [`spawn`], [`process`]: starting our own processes, and what they do to themselves
 #![allow(unsafe_code, reason = "this crate is where it lives; each block states its SAFETY argument")]
 
@@ -23,4 +23,5 @@ pub mod memory;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
+pub mod shared;
 pub mod spawn;

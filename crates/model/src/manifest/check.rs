@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::{
     Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
-    IngressFile, Kind, Limits, LimitsFile, Manifest, ManifestFile, Place, Scheme, SecretSource, TlsMode, Trust,
+    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, Place, Scheme, SecretSource,
+    TlsMode, Trust,
 };
 use crate::report::{Explain, Fault, one_line};
-use crate::{AgentName, Bytes, HostPattern};
+use crate::{AgentName, Bytes, Digest, HostPattern};
 
 /// Names of mechanisms that `[danger] without` may give up.
 pub const MECHANISMS: [&str; 3] = ["disk-quota", "landlock", "seccomp"];
@@ -104,7 +105,7 @@ pub(super) fn toml_error(text: &str, error: &toml::de::Error) -> ManifestError {
     ManifestError::Syntax { line, message }
 }
 
-fn value(place: impl Into<String>, why: impl ToString, hint: impl Into<String>) -> ManifestError {
+pub(super) fn value(place: impl Into<String>, why: impl ToString, hint: impl Into<String>) -> ManifestError {
     ManifestError::Value { place: place.into(), why: why.to_string(), hint: hint.into() }
 }
 
@@ -176,6 +177,7 @@ pub(super) fn understand(
         limits: limits(file.limits)?,
         grants,
         credentials,
+        budget: file.budget.map(super::budget::understand).transpose()?.unwrap_or_default(),
         ingress: file.ingress.map(ingress).transpose()?,
         danger: Danger { without: file.danger.without },
     })
@@ -251,6 +253,7 @@ fn grant(
             (!file.models.is_empty(), "models"),
             (file.trust == Some(Trust::Untrusted), "trust"),
             (file.ca.is_some(), "ca"),
+            (file.llm.is_some(), "llm"),
         ];
         if let Some((_, key)) = needs_content.iter().find(|(set, _)| *set) {
             return Err(unenforceable(
@@ -314,7 +317,31 @@ fn grant(
         connect_to,
         ca_pem,
         allow_private: file.allow_private,
+        llm: file.llm.map(|rules| llm(number, rules)).transpose()?.unwrap_or_default(),
     })
+}
+
+fn llm(number: usize, file: LlmFile) -> Result<LlmRules, ManifestError> {
+    let place = |key: &str, text: &str| format!("grant {number} llm {key} `{text}`");
+    if file.max_tokens == Some(0) {
+        return Err(value(place("max_tokens", "0"), "no answer has no tokens", "use 1 or more"));
+    }
+    const FORMATS: [&str; 4] = ["grammar", "json", "json_schema", "text"];
+    if let Some(format) = file.formats.iter().find(|format| !FORMATS.contains(&format.as_str())) {
+        return Err(value(place("formats", format), "not known", format!("known: {}", FORMATS.join(", "))));
+    }
+    let digest = |text: &String| {
+        text.parse::<Digest>().map_err(|e| {
+            value(
+                place("system_prompts", text),
+                e,
+                "write `sha256:` and 64 hexadecimal digits, as the audit log has it",
+            )
+        })
+    };
+    let system_prompts = file.system_prompts.iter().map(digest).collect::<Result<_, _>>()?;
+    let LlmFile { max_tokens, tools, streaming, formats, .. } = file;
+    Ok(LlmRules { max_tokens, tools, system_prompts, streaming, formats })
 }
 
 fn credential(name: &str, file: CredentialFile) -> Result<Credential, ManifestError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::check::{self, ManifestError};
-use super::{IngressAuth, Kind, Scheme, TlsMode, Trust};
+use super::{BudgetFile, IngressAuth, Kind, Scheme, TlsMode, Trust};
 use crate::Bytes;
 
 /// The whole file.
@@ -30,6 +30,9 @@ pub struct ManifestFile {
     /// `[credential.NAME]`
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub credential: BTreeMap<String, CredentialFile>,
+    /// `[budget]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetFile>,
     /// `[ingress]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<IngressFile>,
@@ -145,6 +148,27 @@ pub struct GrantFile {
     /// Lift the private-address guard.
     #[serde(default)]
     pub allow_private: bool,
+    /// `[grant.llm]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<LlmFile>,
+}
+
+/// `[grant.llm]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LlmFile {
+    /// The most tokens of one answer.
+    pub max_tokens: Option<u64>,
+    /// Tools that may be offered.
+    pub tools: Option<Vec<String>>,
+    /// `sha256:` digests of system prompts.
+    #[serde(default)]
+    pub system_prompts: Vec<String>,
+    /// Whether answers may come as a stream.
+    pub streaming: Option<bool>,
+    /// `text`, `json`, `json_schema`, `grammar`.
+    #[serde(default)]
+    pub formats: Vec<String>,
 }
 
 /// `[credential.NAME]`

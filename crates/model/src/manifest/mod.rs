@@ -1,5 +1,6 @@
 //! `ringfence.toml`: what was written ([`ManifestFile`]) and what it means ([`Manifest`]).
 
+mod budget;
 mod check;
 mod file;
 
@@ -12,13 +13,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, UserBudgetFile, WhenSpent, Window};
 pub use check::ManifestError;
 pub use file::{
-    AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile,
+    AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile, LlmFile,
     ManifestFile,
 };
 
-use crate::{AgentName, Bytes, HostPattern};
+use crate::{AgentName, Bytes, Digest, HostPattern};
 
 /// The name of the manifest in an agent's folder.
 pub const FILE_NAME: &str = "ringfence.toml";
@@ -46,6 +48,9 @@ pub struct Manifest {
     pub grants: Vec<Grant>,
     /// Secrets that the gate injects, by name.
     pub credentials: BTreeMap<String, Credential>,
+    /// What it may spend.
+    #[serde(default)]
+    pub budget: Budget,
     /// How people reach it, if they do.
     pub ingress: Option<Ingress>,
     /// Barriers that the operator gave up in writing.
@@ -182,6 +187,34 @@ pub struct Grant {
     pub ca_pem: Option<String>,
     /// Whether the host may resolve to private, loopback or link-local addresses.
     pub allow_private: bool,
+    /// What calls of language models may ask for.
+    #[serde(default)]
+    pub llm: LlmRules,
+}
+
+/// What calls of language models may ask for, beside the models that [`Grant::models`] names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LlmRules {
+    /// The most tokens of one answer; a call that asks for more, or says nothing, is lowered to it.
+    pub max_tokens: Option<u64>,
+    /// Tools that a model may be offered, by name; those that the provider runs by the word for their kind, such as
+    /// `web_search`. `None`: any.
+    pub tools: Option<Vec<String>>,
+    /// SHA-256 digests of the system prompts that a call may carry, and it must carry one. Empty: any, or none.
+    pub system_prompts: Vec<Digest>,
+    /// Whether answers may come as a stream.
+    pub streaming: Option<bool>,
+    /// Forms that an answer may be asked in: `text`, `json`, `json_schema`, `grammar`. Empty: any.
+    pub formats: Vec<String>,
+}
+
+impl LlmRules {
+    /// Whether they ask for nothing that decides about a call.
+    #[must_use]
+    pub fn decide_nothing(&self) -> bool {
+        let Self { max_tokens: _, tools, system_prompts, streaming, formats } = self;
+        tools.is_none() && system_prompts.is_empty() && *streaming != Some(false) && formats.is_empty()
+    }
 }
 
 impl Grant {
@@ -201,6 +234,13 @@ impl Grant {
             connect_to: None,
             ca_pem: None,
             allow_private: false,
+            llm: LlmRules {
+                max_tokens: None,
+                tools: None,
+                system_prompts: Vec::new(),
+                streaming: None,
+                formats: Vec::new(),
+            },
         }
     }
 }

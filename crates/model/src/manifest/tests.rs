@@ -42,6 +42,10 @@ trust = "untrusted"
 from = "env:OPENAI_API_KEY"
 header = "Authorization: Bearer {}"
 
+[budget]
+usd_per_day = 5.0
+tokens_per_minute = 100_000
+
 [ingress]
 port = 8501
 "#,
@@ -55,6 +59,8 @@ port = 8501
     assert_eq!(manifest.credentials["openai"].env.as_deref(), Some("OPENAI_API_KEY"));
     assert_eq!(manifest.ingress.unwrap().publish.to_string(), "127.0.0.1:8501");
     assert_eq!(manifest.health.path, "/_stcore/health");
+    let shown: Vec<String> = manifest.budget.limits.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["tokens_per_minute = 100000", "usd_per_day = 5.00"]);
 }
 
 #[test]
@@ -97,6 +103,16 @@ fn values_are_checked_with_their_place() {
         ("[ingress]\nport = 1\npublish = \"0.0.0.0\"\nauth = \"none\"\n", "open the agent to the network"),
         ("[image]\npython = \"two\"\n", "not a version"),
         ("[danger]\nwithout = [\"everything\"]\n", "no such mechanism"),
+        ("[budget]\nusd_per_day = -1.0\n", "[budget] usd_per_day `-1` is not usable: not a sum of money"),
+        ("[budget]\ntokens_per_day = 999999999999999\n", "more than can be counted"),
+        ("[budget]\nwhen_spent = \"panic\"\n", "write `refuse` or `wait`"),
+        ("[budget]\nwait_s = 3\n", "nothing waits"),
+        ("[budget]\nwarn_at = 80.0\n", "not a part of a limit"),
+        ("[budget.user]\nheader = \"x user\"\n", "not a header name"),
+        ("[budget.tool.search]\ntokens_per_day = 3\n", "limit its `requests_per_…`"),
+        ("[[grant]]\nhost = \"a.com\"\n[grant.llm]\nmax_tokens = 0\n", "no answer has no tokens"),
+        ("[[grant]]\nhost = \"a.com\"\n[grant.llm]\nformats = [\"yaml\"]\n", "known: grammar, json"),
+        ("[[grant]]\nhost = \"a.com\"\n[grant.llm]\nsystem_prompts = [\"abc\"]\n", "64 hexadecimal digits"),
     ] {
         let shown = refused(&format!("{AGENT}{tail}"));
         assert!(shown.contains(want), "{tail} gave {shown}");

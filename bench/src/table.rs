@@ -245,6 +245,7 @@ fn grants(world: &World) -> Result<[f64; 4], Failure> {
                 path,
                 websocket: false,
                 model: None,
+                llm: None,
             };
             assert!(black_box(policy.decide(black_box(&Request::Http(request)))).allows());
         };

@@ -21,7 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleet", &["audit", "model"]),
     (
         "ringfence",
-        &["audit", "fleet", "gate", "identity", "image", "lock", "model", "policy", "sandbox", "secrets", "sys"],
+        &[
+            "audit", "fleet", "gate", "identity", "image", "inspect", "lock", "model", "policy", "sandbox", "secrets",
+            "sys",
+        ],
     ),
 ];
 

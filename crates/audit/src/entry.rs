@@ -52,6 +52,16 @@ pub enum Event {
     /// A call ended.
     #[serde(rename = "call.outcome")]
     CallOutcome(CallOutcome),
+    /// Much of a budget is spent; recorded once for each window.
+    #[serde(rename = "budget.warning")]
+    BudgetWarning {
+        /// Whose: `agent`, `host`, `tool` or `user`.
+        scope: String,
+        /// Which limit, as in the manifest.
+        limit: String,
+        /// How much is taken, in the limit's unit; of money in millionths of a US dollar.
+        used: u64,
+    },
     /// A name was asked for.
     #[serde(rename = "dns.query")]
     DnsQuery {
@@ -140,6 +150,9 @@ pub struct CallIntent {
     /// Model named in the body, for LLM calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What it asks of a language model, if it is such a call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<LlmAsked>,
     /// Allow or deny.
     pub decision: Outcome,
     /// Stable code of the reason, such as `grant`, `no_grant`, `private_address`, `host_mismatch`.
@@ -179,6 +192,68 @@ pub struct CallOutcome {
     /// What inspection found and did, such as `secret_echo_redacted`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
+    /// What a language model used for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<LlmUsed>,
+}
+
+/// What a call asks of a language model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LlmAsked {
+    /// API and operation, such as `openai.chat`.
+    pub api: String,
+    /// Every model that may run.
+    pub models: Vec<String>,
+    /// Names of the tools that a model is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    /// `sha256:` digests of the system prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// Whether the answer comes as a stream.
+    pub streaming: bool,
+    /// The form that the answer is to have.
+    pub format: String,
+    /// The most tokens that may come out, where the call bounds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+}
+
+/// What a language model used for a call.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LlmUsed {
+    /// The model that answered, as the answer names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Tokens in.
+    pub input_tokens: u64,
+    /// Of these, those that the provider had kept ready.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cached_tokens: u64,
+    /// Tokens out.
+    pub output_tokens: u64,
+    /// Of these, those that the model thought without saying them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reasoning_tokens: u64,
+    /// Whether the upstream reported nothing, so that this is an estimate.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub estimated: bool,
+    /// `too_low` or `too_high` if what the upstream reports cannot well be what went through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicious: Option<String>,
+    /// What it cost, in millionths of a US dollar, if a table knows the price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_micro: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Event {
@@ -186,6 +261,7 @@ impl Event {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
+            Self::BudgetWarning { .. } => "budget.warning",
             Self::CallIntent(_) => "call.intent",
             Self::CallOutcome(_) => "call.outcome",
             Self::DnsQuery { .. } => "dns.query",
@@ -219,6 +295,7 @@ mod tests {
                 method: Some("POST".into()),
                 path: Some("/collect".into()),
                 model: None,
+                llm: None,
                 decision: Outcome::Deny,
                 reason: "no_grant".into(),
                 why: "no grant covers evil.example".into(),

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 
+use crate::budget::{Amounts, Behalf};
 use crate::call::{self, Line};
 use crate::dial::NoAddress;
 use crate::identify::{self, ClientHello, Speech};
@@ -231,11 +232,19 @@ async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostN
         method: None,
         path: None,
         model: None,
+        llm: None,
+    };
+    let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
+        Ok(account) => account,
+        Err(spent) => {
+            deny(&gate, PROTOCOL, host.to_string(), port, &Denial::new("budget_exhausted", spent.why())).await;
+            return refuse_tls(stream).await;
+        }
     };
     let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
     let Ok(call) = gate.recorder.allow(subject, &permit, untrusted) else { return refuse_tls(stream).await };
     let done = match way {
-        Ok(way) => relay::passthrough(&gate, permit, way, stream, &call).await,
+        Ok(way) => relay::passthrough(&gate, permit, way, stream, &call, account.as_deref()).await,
         Err(why) => Err(why),
     };
     if let Err(why) = done {

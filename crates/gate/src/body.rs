@@ -8,9 +8,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::budget::{Account, Amounts};
 use crate::inspect::{EchoGuard, Search};
+use crate::llm::Tap;
 use crate::record::Call;
 use crate::relay::Checkin;
+
+/// Why a body ends early.
+const SPENT: &str = "budget_exhausted: no bytes are left";
 
 /// What breaks a body.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -19,12 +24,16 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub enum UpBody {
     /// As it comes from the agent.
     Stream {
+        /// What was read of it before.
+        head: Option<Bytes>,
         /// Where it comes from.
         inner: Incoming,
         /// The call, which counts its bytes.
         call: Arc<Call>,
         /// What is searched for in its beginning.
         search: Option<Search>,
+        /// What its bytes count against.
+        account: Option<Arc<Account>>,
     },
     /// Read before, because the decision needed it.
     Whole {
@@ -41,17 +50,24 @@ impl Body for UpBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Stream { inner, call, search } => {
-                let frame = match ready!(Pin::new(inner).poll_frame(cx)) {
-                    Some(Ok(frame)) => frame,
-                    Some(Err(error)) => {
-                        call.failed(format!("request_body: {error}"));
-                        return Poll::Ready(Some(Err(error.into())));
-                    }
-                    None => return Poll::Ready(None),
+            Self::Stream { head, inner, call, search, account } => {
+                let frame = match head.take() {
+                    Some(head) => Frame::data(head),
+                    None => match ready!(Pin::new(inner).poll_frame(cx)) {
+                        Some(Ok(frame)) => frame,
+                        Some(Err(error)) => {
+                            call.failed(format!("request_body: {error}"));
+                            return Poll::Ready(Some(Err(error.into())));
+                        }
+                        None => return Poll::Ready(None),
+                    },
                 };
                 if let Some(data) = frame.data_ref() {
                     call.sent(data.len());
+                    if account.as_ref().is_some_and(|account| !account.bytes(data.len())) {
+                        call.failed(SPENT);
+                        return Poll::Ready(Some(Err(SPENT.into())));
+                    }
                     if search.as_mut().is_some_and(|search| search.finds(data)) {
                         call.found("placeholder_leak");
                     }
@@ -70,13 +86,14 @@ impl Body for UpBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Stream { inner, .. } => inner.is_end_stream(),
+            Self::Stream { head, inner, .. } => head.is_none() && inner.is_end_stream(),
             Self::Whole { bytes, .. } => bytes.as_ref().is_none_or(Bytes::is_empty),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Stream { head: Some(_), .. } => SizeHint::default(),
             Self::Stream { inner, .. } => inner.size_hint(),
             Self::Whole { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
         }
@@ -98,6 +115,32 @@ pub struct Relayed {
     echo: Option<EchoGuard>,
     checkin: Option<Checkin>,
     trailers: Option<Frame<Bytes>>,
+    count: Count,
+    /// Whether it ends before the upstream has said all.
+    cut: bool,
+}
+
+/// What an answer is counted by.
+#[derive(Default)]
+pub struct Count {
+    /// What a language model used.
+    pub tap: Option<Box<Tap>>,
+    /// What it counts against.
+    pub account: Option<Arc<Account>>,
+}
+
+impl Count {
+    /// The answer is over.
+    fn close(&mut self, call: &Call) {
+        let used = self.tap.take().map(|tap| tap.used());
+        let amounts = used.as_ref().map_or(Amounts::CALL, |(_, amounts)| *amounts);
+        if let Some((used, _)) = used {
+            call.llm(used);
+        }
+        if let Some(account) = self.account.take() {
+            account.settle(amounts);
+        }
+    }
 }
 
 impl DownBody {
@@ -109,8 +152,14 @@ impl DownBody {
 
     /// Relays `inner`; at its end the connection goes back to the pool and the call is over.
     #[must_use]
-    pub fn relayed(inner: Incoming, call: Arc<Call>, echo: Option<EchoGuard>, checkin: Option<Checkin>) -> Self {
-        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None };
+    pub fn relayed(
+        inner: Incoming,
+        call: Arc<Call>,
+        echo: Option<EchoGuard>,
+        count: Count,
+        checkin: Option<Checkin>,
+    ) -> Self {
+        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, cut: false };
         if relayed.inner.is_end_stream() {
             relayed.finish();
         }
@@ -125,7 +174,9 @@ impl Relayed {
             checkin.back();
         }
         self.echo = None;
-        self.call = None;
+        if let Some(call) = self.call.take() {
+            self.count.close(&call);
+        }
     }
 
     fn found(&self, found: bool) {
@@ -147,9 +198,24 @@ impl Relayed {
             match next {
                 Some(Ok(frame)) => {
                     let frame = match frame.into_data() {
-                        Ok(data) => self.data(data),
+                        Ok(data) => match self.data(data) {
+                            Ok(frame) => frame,
+                            Err(spent) => {
+                                if let Some(call) = &self.call {
+                                    call.failed(spent);
+                                }
+                                self.checkin = None;
+                                self.finish();
+                                return Poll::Ready(Some(Err(spent.into())));
+                            }
+                        },
                         Err(frame) => self.last(frame),
                     };
+                    if self.cut {
+                        self.checkin = None;
+                        self.finish();
+                        return Poll::Ready(frame.map(Ok));
+                    }
                     if self.inner.is_end_stream() && self.trailers.is_none() {
                         self.finish();
                     }
@@ -167,7 +233,7 @@ impl Relayed {
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 None => {
-                    let (tail, found) = self.echo.as_mut().map(EchoGuard::finish).unwrap_or_default();
+                    let (tail, found) = self.rest();
                     self.found(found);
                     self.finish();
                     return Poll::Ready((!tail.is_empty()).then(|| Ok(Frame::data(tail))));
@@ -176,28 +242,59 @@ impl Relayed {
         }
     }
 
-    fn data(&mut self, data: Bytes) -> Option<Frame<Bytes>> {
+    fn data(&mut self, data: Bytes) -> Result<Option<Frame<Bytes>>, &'static str> {
+        let mut data = data;
         if let Some(call) = &self.call {
             call.received(data.len());
+            let left = self.count.account.as_ref().is_none_or(|account| account.bytes(data.len()));
+            if let Some(tap) = &mut self.count.tap {
+                (data, self.cut) = tap.push(data, call.id().as_str());
+                if self.cut {
+                    call.found("stream_cut_at_budget");
+                }
+            }
+            if !left && !self.cut {
+                return Err(SPENT);
+            }
         }
-        let Some(echo) = &mut self.echo else { return Some(Frame::data(data)) };
-        let (mut out, mut found) = echo.push(data);
-        if self.inner.is_end_stream() {
-            let (tail, more) = echo.finish();
+        if self.echo.is_none() && !(self.count.tap.is_some() && self.inner.is_end_stream()) {
+            return Ok((!data.is_empty()).then(|| Frame::data(data)));
+        }
+        let (mut out, mut found) = match &mut self.echo {
+            Some(echo) => echo.push(data),
+            None => (data, false),
+        };
+        if self.inner.is_end_stream() || self.cut {
+            let (tail, more) = self.rest();
             found |= more;
             if !tail.is_empty() {
                 out = [out, tail].concat().into();
             }
         }
         self.found(found);
-        (!out.is_empty()).then(|| Frame::data(out))
+        Ok((!out.is_empty()).then(|| Frame::data(out)))
+    }
+
+    /// What was held back, at the end.
+    fn rest(&mut self) -> (Bytes, bool) {
+        let counted = self.count.tap.as_mut().map(|tap| tap.finish()).unwrap_or_default();
+        let Some(echo) = &mut self.echo else { return (counted, false) };
+        let (mut out, mut found) = echo.push(counted);
+        let (tail, more) = echo.finish();
+        found |= more;
+        if !tail.is_empty() {
+            out = [out, tail].concat().into();
+        }
+        (out, found)
     }
 
     fn last(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let Some(echo) = &mut self.echo else { return Some(frame) };
-        let (tail, mut found) = echo.finish();
+        if self.echo.is_none() && self.count.tap.is_none() {
+            return Some(frame);
+        }
+        let (tail, mut found) = self.rest();
         let mut frame = frame;
-        if let Some(trailers) = frame.trailers_mut() {
+        if let (Some(echo), Some(trailers)) = (&self.echo, frame.trailers_mut()) {
             found |= echo.clean(trailers);
         }
         self.found(found);
@@ -211,8 +308,9 @@ impl Relayed {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        if let Some(call) = &self.call {
+        if let Some(call) = self.call.take() {
             call.failed("aborted");
+            self.count.close(&call);
         }
     }
 }
@@ -238,7 +336,7 @@ impl Body for DownBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Relayed(relayed) if relayed.echo.is_some() => SizeHint::default(),
+            Self::Relayed(relayed) if relayed.echo.is_some() || relayed.count.tap.is_some() => SizeHint::default(),
             Self::Relayed(relayed) => relayed.inner.size_hint(),
         }
     }

@@ -13,10 +13,13 @@ use std::time::Duration;
 use http::HeaderName;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use ringfence_inspect::price::Prices;
 use ringfence_model::Digest;
 use ringfence_model::manifest::{Budget, Limit, Unit, WhenSpent, Window};
 use ringfence_sys::shared::Counters;
 use tokio::sync::Mutex;
+
+use crate::config::GateConfig;
 
 /// Counters in one file.
 pub const COUNTERS: usize = 8192;
@@ -51,6 +54,9 @@ pub struct Amounts {
 }
 
 impl Amounts {
+    /// One call, and nothing else.
+    pub const CALL: Self = Self { bytes: 0, requests: 1, tokens: 0, usd: 0 };
+
     const fn of(&self, unit: Unit) -> u64 {
         match unit {
             Unit::Bytes => self.bytes,
@@ -145,7 +151,7 @@ pub struct Ledger {
     /// Whoever holds it is next, so that calls are served in the order in which they came.
     turn: Mutex<()>,
     waiting: Arc<tokio::sync::Semaphore>,
-    prices: ringfence_inspect::price::Prices,
+    prices: Prices,
     clock: fn() -> Timestamp,
 }
 
@@ -155,6 +161,15 @@ struct Line {
     scope: Scope,
     limit: Limit,
     key: u64,
+}
+
+/// The files that are counted in.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// The agent's.
+    pub own: Option<Counters>,
+    /// The host's.
+    pub shared: Option<Counters>,
 }
 
 /// Why there is no ledger.
@@ -178,7 +193,7 @@ impl Ledger {
         host: &Budget,
         own: Option<Counters>,
         shared: Option<Counters>,
-        prices: ringfence_inspect::price::Prices,
+        prices: Prices,
     ) -> Result<Self, LedgerError> {
         if !agent.is_empty() && own.is_none() || !host.is_empty() && shared.is_none() {
             return Err(LedgerError::NoFile);
@@ -207,27 +222,22 @@ impl Ledger {
         })
     }
 
-    /// Nothing is counted.
-    #[must_use]
-    pub fn unlimited() -> Self {
-        Self {
-            own: None,
-            shared: None,
-            lines: Vec::new(),
-            user: None,
-            tools: BTreeMap::new(),
-            when_spent: WhenSpent::Refuse,
-            warn_at: 0,
-            turn: Mutex::default(),
-            waiting: Arc::new(tokio::sync::Semaphore::new(0)),
-            prices: ringfence_inspect::price::Prices::default(),
-            clock: Timestamp::now,
-        }
+    /// What a gate's configuration says.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn of(config: &GateConfig, files: Files) -> Result<Self, String> {
+        let shipped = Prices::shipped().map_err(|e| e.to_string())?;
+        let prices = match &config.prices {
+            Some(own) => shipped.overlaid(Prices::parse(own).map_err(|e| e.to_string())?),
+            None => shipped,
+        };
+        Self::new(&config.budget, &config.host_budget, files.own, files.shared, prices).map_err(|e| e.to_string())
     }
 
     /// What calls cost.
     #[must_use]
-    pub const fn prices(&self) -> &ringfence_inspect::price::Prices {
+    pub const fn prices(&self) -> &Prices {
         &self.prices
     }
 
@@ -458,6 +468,44 @@ impl Reservation {
     }
 }
 
+/// What one call has taken, as all parts of it share that.
+#[derive(Default)]
+pub struct Account {
+    taken: std::sync::Mutex<Option<Reservation>>,
+    counts_bytes: bool,
+}
+
+impl Account {
+    /// Holds what was reserved.
+    #[must_use]
+    pub fn new(reservation: Reservation) -> Self {
+        Self { counts_bytes: reservation.counts_bytes(), taken: std::sync::Mutex::new(Some(reservation)) }
+    }
+
+    /// Counts bytes that went by; `false` if there are none left.
+    pub fn bytes(&self, count: usize) -> bool {
+        !self.counts_bytes || self.taken().as_mut().is_none_or(|taken| taken.bytes(count as u64))
+    }
+
+    /// The call is over, and so much was used in the end.
+    pub fn settle(&self, used: Amounts) {
+        if let Some(taken) = self.taken().take() {
+            taken.settle(used);
+        }
+    }
+
+    /// Nothing was sent.
+    pub fn give_back(&self) {
+        if let Some(mut taken) = self.taken().take() {
+            taken.give_back();
+        }
+    }
+
+    fn taken(&self) -> std::sync::MutexGuard<'_, Option<Reservation>> {
+        self.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// Adds to a counter if at least `least` is left, and then `amount` must be. Gives what was used before and after, or
 /// what is used.
 fn add(counter: &AtomicU64, window: u64, amount: u64, least: u64, most: u64) -> Result<(u64, u64), u64> {
@@ -563,7 +611,7 @@ mod tests {
         Arc::new(Ledger::new(&budget(text), &Budget::default(), counters(), None, Default::default()).unwrap())
     }
 
-    const ONE: Amounts = Amounts { bytes: 0, requests: 1, tokens: 0, usd: 0 };
+    const ONE: Amounts = Amounts::CALL;
 
     #[test]
     fn many_at_once_never_take_more_than_there_is() {

@@ -2,28 +2,32 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use ringfence_audit::{Direction, RecordError};
-use ringfence_model::manifest::{Scheme, Trust};
+use ringfence_audit::{Direction, Event, RecordError};
+use ringfence_inspect::llm::Route;
+use ringfence_inspect::llm::edit::UsageAsked;
+use ringfence_model::manifest::{LlmRules, Scheme, Trust, Unit};
 use ringfence_model::{CallId, HostName};
-use ringfence_policy::{Denial, Permit};
+use ringfence_policy::{Denial, HttpRequest, Permit};
 
-use crate::body::{DownBody, UpBody};
+use crate::body::{Count, DownBody, UpBody};
+use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
 use crate::config::CredentialLease;
 use crate::dial::NoAddress;
 use crate::inspect::EchoGuard;
+use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
 use crate::record::{Call, Subject};
+use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
-use crate::{Gate, decide, identify, inject, inspect, relay};
+use crate::{Gate, decide, identify, inject, inspect, llm, relay};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -36,104 +40,208 @@ pub struct Line {
 /// Why a request got no answer of the upstream.
 enum Refused {
     /// The policy, or a rule of the gate, said no.
-    Denied(Subject, Denial),
+    Denied(Box<Subject>, Denial),
     /// It was allowed and failed.
     Failed(CallId, &'static str),
+    /// Nothing is left to spend.
+    Spent(Box<Subject>, Spent),
     /// It was allowed, and could not be recorded.
     Unrecorded(RecordError),
 }
 
 /// Answers one request.
 pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBody> {
-    match serve(line, request).await {
+    let mut form = Form::of(request.headers());
+    let recorder = &line.gate.recorder;
+    match serve(line, request, &mut form).await {
         Ok(response) => response,
         Err(Refused::Denied(subject, denial)) => {
-            let id = line.gate.recorder.deny(subject, &denial).await;
-            refusal(StatusCode::FORBIDDEN, "ringfence.denied", "this call is not granted", Some(&id))
+            let model = subject.model.clone().filter(|_| denial.code == "model_not_granted");
+            let id = recorder.deny(*subject, &denial).await;
+            model.map_or(Told::Denied, Told::Model).answer(form, Some(&id))
         }
-        Err(Refused::Failed(id, message)) => refusal(StatusCode::BAD_GATEWAY, "ringfence.upstream", message, Some(&id)),
+        Err(Refused::Spent(subject, spent)) => {
+            let id = recorder.deny(*subject, &Denial::new("budget_exhausted", spent.why())).await;
+            Told::Budget(spent.again).answer(form, Some(&id))
+        }
+        Err(Refused::Failed(id, message)) => Told::Failed(message).answer(form, Some(&id)),
         Err(Refused::Unrecorded(error)) => {
             tracing::error!(%error, "a call was refused because it could not be recorded");
-            refusal(StatusCode::FORBIDDEN, "ringfence.denied", "this call is not granted", None)
+            Told::Denied.answer(form, None)
         }
     }
 }
 
-async fn serve(line: &Line, request: Request<Incoming>) -> Result<Response<DownBody>, Refused> {
+async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Result<Response<DownBody>, Refused> {
     let gate = &line.gate;
     let (mut parts, body) = request.into_parts();
     let websocket = is_websocket(&parts);
     let mut subject = subject(line, &parts, websocket);
+    let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
 
     // identify
-    if let Err(denial) = identify::request(&parts, &line.host, line.port, line.scheme) {
-        return Err(Refused::Denied(subject, denial));
+    identify::request(&parts, &line.host, line.port, line.scheme).map_err(|denial| denied(&subject, denial))?;
+    let route = route(&parts, websocket).map_err(|denial| denied(&subject, denial))?;
+    if let Some(route) = route.as_ref().filter(|route| route.certain) {
+        *form = Form::Llm(route.shape);
     }
 
     // decide
-    let mut read = None;
-    let mut body = Some(body);
-    let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket, None);
-    let permit = if let Some(known) = gate.decisions.known(&question) {
-        Ok(known)
-    } else if gate.policy.needs_model(&question)
-        && let Some(body) = body.take()
-    {
-        match inspect::read_model(&parts.headers, body).await {
-            Ok((bytes, model)) => (read, subject.model) = (Some(bytes), model),
-            Err(denial) => return Err(Refused::Denied(subject, denial)),
+    let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket);
+    let known = gate.decisions.known(&question).filter(|_| route.is_none());
+    let (permit, looked) = match known {
+        Some(permit) => (permit, Looked::nothing(body)),
+        None => {
+            let decided = decide_content(gate, &parts, question, route.as_ref(), body, &mut subject, form).await;
+            decided.map_err(|denial| denied(&subject, denial))?
         }
-        let model = subject.model.as_deref();
-        let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket, model);
-        decide::http(&gate.policy, question).map(Arc::new)
-    } else {
-        gate.decisions.decide(&gate.policy, question)
     };
-    let permit = match permit {
-        Ok(permit) => permit,
-        Err(denial) => return Err(Refused::Denied(subject, denial)),
+    let Looked { content, asked, .. } = looked;
+
+    // take what it may cost
+    let user = gate.ledger.user_header().and_then(|name| parts.headers.remove(name));
+    let behalf = Behalf { user: user.as_ref().and_then(|user| user.to_str().ok()), tool: None };
+    let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
+    let plan = match &asked {
+        None => Plan::PLAIN,
+        Some(asked) => llm::plan(&gate.ledger, behalf, asked, &rules).map_err(|denial| denied(&subject, denial))?,
     };
+    let (content, usage) = bind(content, asked.as_ref(), &plan, &rules).map_err(|denial| denied(&subject, denial))?;
+    let account = account(gate, plan.want, behalf).await;
+    let account = account.map_err(|spent| Refused::Spent(Box::new(subject.clone()), spent))?;
+    if let (Some(account), Content::Whole(bytes)) = (&account, &content) {
+        account.bytes(bytes.len());
+    }
+    let give_back = || account.iter().for_each(|account| account.give_back());
+
     let way = match relay::way(gate, &permit, &line.host, line.port, websocket).await {
         Ok(way) => Ok(way),
-        Err(NoAddress::Denied(denial)) => return Err(Refused::Denied(subject, denial)),
+        Err(NoAddress::Denied(denial)) => {
+            give_back();
+            return Err(denied(&subject, denial));
+        }
         Err(NoAddress::Failed(why)) => Err(why),
     };
 
     // record the intent; without it nothing leaves
     let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
-    let call = gate.recorder.allow(subject, &permit, untrusted).map_err(Refused::Unrecorded)?;
+    let call = gate.recorder.allow(subject, &permit, untrusted).map_err(|error| {
+        give_back();
+        Refused::Unrecorded(error)
+    })?;
     let failed = |why: String, message: &'static str| {
         call.failed(why);
         Refused::Failed(call.id().clone(), message)
     };
     const UNREACHABLE: &str = "the upstream could not be reached";
-    let way = way.map_err(|why| failed(why, UNREACHABLE))?;
+    let way = way.map_err(|why| {
+        give_back();
+        failed(why, UNREACHABLE)
+    })?;
 
     // inspect and inject
     let lease = lease(gate, &permit).map_err(|why| failed(why, "the credential could not be used"))?;
     let agent_side = parts.extensions.remove::<OnUpgrade>();
     let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
-    let body = match (read, body) {
-        (Some(bytes), _) => UpBody::Whole { bytes: Some(bytes), call: Arc::clone(&call) },
-        (None, Some(inner)) => UpBody::Stream { inner, call: Arc::clone(&call), search: gate.leaks.search() },
-        (None, None) => UpBody::Whole { bytes: None, call: Arc::clone(&call) },
-    };
-    let outgoing = prepare(gate, parts, body, websocket, lease, &call)
+    let body = content.into_body(&call, gate.leaks.search(), account.as_ref());
+    let readable = lease.is_some() || asked.is_some();
+    let outgoing = prepare(gate, parts, body, websocket, lease, readable, &call)
         .map_err(|why| failed(why, "the credential could not be used"))?;
 
     // relay
     let sent = relay::send(gate, &permit, way, &line.host, line.port, outgoing, &call).await;
-    let (response, checkin) = sent.map_err(|why| failed(why, UNREACHABLE))?;
+    let (response, checkin) = sent.map_err(|why| {
+        if ["connect_failed", "dns_failed", "tls_failed"].iter().any(|early| why.starts_with(early)) {
+            give_back();
+        }
+        failed(why, UNREACHABLE)
+    })?;
     call.status(response.status().as_u16());
     let echo = lease.map(EchoGuard::new);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return upgraded(response, agent_side.filter(|_| websocket), echo, call)
+        return upgraded(response, agent_side.filter(|_| websocket), echo, call, account)
             .map_err(|(why, id)| Refused::Failed(id, why));
     }
 
-    // inspect what comes back; the outcome is recorded when its last byte is through
-    brought_back(response, &method, was_http10, echo, checkin, &call)
+    // inspect and count what comes back; the outcome is recorded when its last byte is through
+    let counting = asked.filter(|_| response.status().is_success());
+    let counting = counting.map(|asked| Counting::new(&gate.ledger, asked, &plan, usage));
+    brought_back(response, &method, was_http10, Back { echo, counting, account, checkin }, &call)
         .map_err(|why| failed(why, "the answer could not be inspected"))
+}
+
+/// The call of a language model that a request may be, by its head.
+fn route(parts: &Parts, websocket: bool) -> Result<Option<Route>, Denial> {
+    if !websocket && matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE) {
+        return Ok(None);
+    }
+    // A path of no single form is denied by the policy.
+    let Ok(path) = ringfence_policy::path::normalise(parts.uri.path()) else { return Ok(None) };
+    llm::route(parts.method.as_str(), &path, parts.uri.query())
+}
+
+/// Decides about a request that was not decided before, or that may be one of a language model.
+async fn decide_content(
+    gate: &Gate,
+    parts: &Parts,
+    question: HttpRequest<'_>,
+    route: Option<&Route>,
+    body: Incoming,
+    subject: &mut Subject,
+    form: &mut Form,
+) -> Result<(Arc<Permit>, Looked), Denial> {
+    let by_policy = gate.policy.needs_content(&question);
+    let by_budget = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
+    if route.is_none() && !by_policy {
+        return Ok((gate.decisions.decide(&gate.policy, question)?, Looked::nothing(body)));
+    }
+    if !by_policy {
+        // What would be denied anyway is not read.
+        decide::http(&gate.policy, question.clone())?;
+    }
+    let looked = llm::look(&parts.headers, route, body, Wanted { by_policy, by_budget }).await?;
+    subject.model.clone_from(&looked.model);
+    if let Some(asked) = &looked.asked {
+        *form = Form::Llm(asked.request.shape);
+        subject.llm = Some(asked.entry());
+    }
+    let facts = looked.asked.as_ref().map(|asked| &asked.facts);
+    let question = HttpRequest { model: looked.model.as_deref(), llm: facts, ..question };
+    let permit = decide::http(&gate.policy, question)?;
+    Ok((Arc::new(permit), looked))
+}
+
+/// Bounds the call of a language model as planned.
+fn bind(
+    content: Content,
+    asked: Option<&Asked>,
+    plan: &Plan,
+    rules: &LlmRules,
+) -> Result<(Content, UsageAsked), Denial> {
+    match (content, asked) {
+        (Content::Whole(bytes), Some(asked)) => {
+            let (bytes, usage) = llm::bind(plan, asked, rules, &bytes)?;
+            Ok((Content::Whole(bytes), usage))
+        }
+        (content, _) => Ok((content, UsageAsked::Needless)),
+    }
+}
+
+/// Takes what a call may cost, where anything is limited.
+///
+/// # Errors
+/// [`Spent`].
+pub(crate) async fn account(gate: &Gate, want: Amounts, behalf: Behalf<'_>) -> Result<Option<Arc<Account>>, Spent> {
+    if gate.ledger.is_empty() {
+        return Ok(None);
+    }
+    let (reservation, warnings) = gate.ledger.reserve(want, behalf).await?;
+    for Warning { scope, limit, used } in warnings {
+        let warning = Event::BudgetWarning { scope: scope.word().into(), limit: limit.to_string(), used };
+        // The calls' own intents fail as well, and stop them.
+        let _ = gate.recorder.event(warning);
+    }
+    Ok(Some(Arc::new(Account::new(reservation))))
 }
 
 fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
@@ -149,6 +257,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         method: Some(parts.method.as_str().to_owned()),
         path: Some(parts.uri.path().to_owned()),
         model: None,
+        llm: None,
     }
 }
 
@@ -191,11 +300,16 @@ fn prepare(
     body: UpBody,
     websocket: bool,
     lease: Option<&CredentialLease>,
+    readable: bool,
     call: &Call,
 ) -> Result<Outgoing, String> {
     let mut query = parts.uri.query().map(str::to_owned);
     let mut headers = parts.headers;
     relay::strip_hop_by_hop(&mut headers);
+    if matches!(body, UpBody::Whole { .. }) {
+        // It may be another length by now; the relay writes it anew.
+        headers.remove(CONTENT_LENGTH);
+    }
     // The gate itself answers with 100, as soon as it wants the body.
     headers.remove(EXPECT);
     if websocket {
@@ -206,7 +320,9 @@ fn prepare(
         // WHY first inject, then search: the agent's placeholder in its own place is gone by then, in a header as
         // in the query, so that whatever is found is where it does not belong.
         inject::inject(lease, &mut headers, &mut query).map_err(|why| format!("inject: {why}"))?;
-        // What comes back must be readable, or an echo of the secret could pass.
+    }
+    if readable {
+        // What comes back must be readable, or an echo of the secret could pass, and what was used would not be known.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.remove("sec-websocket-extensions");
     }
@@ -221,15 +337,23 @@ fn prepare(
     Ok(Outgoing { method: parts.method, headers, query, body, websocket })
 }
 
+/// What an answer goes through on its way back.
+struct Back {
+    echo: Option<EchoGuard>,
+    counting: Option<Counting>,
+    account: Option<Arc<Account>>,
+    checkin: Option<Checkin>,
+}
+
 /// The answer as the agent gets it.
 fn brought_back(
     response: Response<Incoming>,
     method: &Method,
     was_http10: bool,
-    mut echo: Option<EchoGuard>,
-    checkin: Option<Checkin>,
+    back: Back,
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
+    let Back { mut echo, counting, account, checkin } = back;
     let (mut parts, body) = response.into_parts();
     let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
@@ -239,9 +363,17 @@ fn brought_back(
     let bodiless = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || http_body::Body::is_end_stream(&body);
+    let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let encoded = !bodiless && parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded);
+    if encoded && counting.as_ref().is_some_and(Counting::is_needed) {
+        return Err("encoded_uncountable: the upstream encoded an answer that was to be counted".into());
+    }
+    let tap = counting.filter(|_| !bodiless && !encoded).map(|counting| Box::new(counting.begin(&parts.headers)));
+    if tap.as_ref().is_some_and(|tap| tap.changes()) {
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     if let Some(guard) = &echo {
-        let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
-        if !bodiless && parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded) {
+        if encoded {
             return Err("encoded_echo_uninspectable: the upstream encoded an answer that was to be searched".into());
         }
         if guard.clean(&mut parts.headers) {
@@ -255,7 +387,7 @@ fn brought_back(
         }
     }
     parts.version = if was_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(Response::from_parts(parts, DownBody::relayed(body, Arc::clone(call), echo, checkin)))
+    Ok(Response::from_parts(parts, DownBody::relayed(body, Arc::clone(call), echo, Count { tap, account }, checkin)))
 }
 
 /// The upstream agreed to a WebSocket; from here on bytes are relayed both ways.
@@ -264,6 +396,7 @@ fn upgraded(
     agent: Option<OnUpgrade>,
     echo: Option<EchoGuard>,
     call: Arc<Call>,
+    account: Option<Arc<Account>>,
 ) -> Result<Response<DownBody>, (&'static str, CallId)> {
     let Some(agent) = agent else {
         call.failed("unasked_upgrade: the upstream switched protocols unasked");
@@ -279,7 +412,9 @@ fn upgraded(
     }
     tokio::spawn(async move {
         let done = match tokio::try_join!(agent, upstream) {
-            Ok((agent, upstream)) => relay::tunnel(TokioIo::new(agent), TokioIo::new(upstream), &call, echo).await,
+            Ok((agent, upstream)) => {
+                relay::tunnel(TokioIo::new(agent), TokioIo::new(upstream), &call, echo, account.as_deref()).await
+            }
             Err(error) => Err(format!("upgrade_failed: {error}")),
         };
         if let Err(why) = done {
@@ -287,14 +422,4 @@ fn upgraded(
         }
     });
     Ok(Response::from_parts(parts, DownBody::Own(None)))
-}
-
-/// What the agent is told: that it was refused, and by which id the operator finds out why.
-fn refusal(status: StatusCode, code: &str, message: &str, id: Option<&CallId>) -> Response<DownBody> {
-    let id = id.map_or("", CallId::as_str);
-    let text = format!(r#"{{"error":{{"code":"{code}","message":"{message}","call":"{id}"}}}}"#);
-    let mut response = Response::new(DownBody::own(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringfence_model::manifest::{Grant, IngressAuth, Place};
+use ringfence_model::manifest::{Budget, Grant, IngressAuth, Place};
 use ringfence_model::{AgentName, Report, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,15 @@ pub struct GateConfig {
     /// Guard-rail files: name and Cedar text.
     #[serde(default)]
     pub guardrails: Vec<(String, String)>,
+    /// What the agent may spend.
+    #[serde(default)]
+    pub budget: Budget,
+    /// What all agents of the host may spend together.
+    #[serde(default)]
+    pub host_budget: Budget,
+    /// The operator's own table of prices, over the one that ships.
+    #[serde(default)]
+    pub prices: Option<String>,
     /// Leased credentials by name.
     #[serde(default)]
     pub credentials: BTreeMap<String, CredentialLease>,
@@ -33,6 +42,28 @@ pub struct GateConfig {
     pub danger_unconfined: bool,
     /// Descriptors that the process inherits.
     pub fds: Fds,
+}
+
+impl GateConfig {
+    /// A gate for an agent that may reach nothing, has no secrets and nobody who calls it.
+    #[must_use]
+    pub fn closed(agent: AgentName, sandbox: SandboxId, uid: u32, gid: u32, fds: Fds) -> Self {
+        Self {
+            agent,
+            sandbox,
+            grants: Vec::new(),
+            guardrails: Vec::new(),
+            budget: Budget::default(),
+            host_budget: Budget::default(),
+            prices: None,
+            credentials: BTreeMap::new(),
+            ingress: None,
+            uid,
+            gid,
+            danger_unconfined: false,
+            fds,
+        }
+    }
 }
 
 /// A secret, where it goes, and what the agent holds in its stead.
@@ -80,6 +111,12 @@ pub struct Fds {
     /// The host's network namespace. `None`: the process is in it already.
     #[serde(default)]
     pub host_netns: Option<i32>,
+    /// Where the agent's budget is counted.
+    #[serde(default)]
+    pub ledger: Option<i32>,
+    /// Where the host's budget is counted.
+    #[serde(default)]
+    pub host_ledger: Option<i32>,
     /// The audit spool, opened to read and append.
     pub spool: i32,
     /// Where lines of [`Ready`] go.

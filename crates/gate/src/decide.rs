@@ -15,7 +15,8 @@ use ringfence_policy::{Decision, Denial, HttpRequest, Permit, Policy, Request};
 /// The denial, if no grant could allow anything on it.
 pub fn connection(policy: &Policy, host: &HostName, port: u16, scheme: Scheme) -> Result<TlsMode, Denial> {
     policy.route(host, port, scheme).ok_or_else(|| {
-        let ask = HttpRequest { host, port, scheme, method: "GET", path: "/", websocket: false, model: None };
+        let ask =
+            HttpRequest { host, port, scheme, method: "GET", path: "/", websocket: false, model: None, llm: None };
         match policy.decide(&Request::Http(ask)) {
             Decision::Deny(denial) => denial,
             Decision::Allow(_) => Denial::new("no_grant", format!("no grant covers {host}:{port}")),
@@ -39,9 +40,9 @@ pub fn question<'a>(
     scheme: Scheme,
     parts: &'a Parts,
     websocket: bool,
-    model: Option<&'a str>,
 ) -> HttpRequest<'a> {
-    HttpRequest { host, port, scheme, method: parts.method.as_str(), path: parts.uri.path(), websocket, model }
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
+    HttpRequest { host, port, scheme, method, path, websocket, model: None, llm: None }
 }
 
 /// Decides about an HTTP request.
@@ -82,8 +83,15 @@ struct Remembered {
 impl Remembered {
     fn answers(&self, question: &HttpRequest<'_>) -> bool {
         let Self { host, port, scheme, method, path, websocket, permit: _ } = self;
-        let HttpRequest { host: h, port: p, scheme: s, method: m, path: t, websocket: w, model } = question;
-        model.is_none() && host == *h && port == p && scheme == s && method == m && path == t && websocket == w
+        let HttpRequest { host: h, port: p, scheme: s, method: m, path: t, websocket: w, model, llm } = question;
+        model.is_none()
+            && llm.is_none()
+            && host == *h
+            && port == p
+            && scheme == s
+            && method == m
+            && path == t
+            && websocket == w
     }
 }
 
@@ -125,9 +133,9 @@ impl Decisions {
     /// The denial.
     pub fn decide(&self, policy: &Policy, question: HttpRequest<'_>) -> Result<Arc<Permit>, Denial> {
         let permit = Arc::new(http(policy, question.clone())?);
-        if question.path.len() <= MAX_REMEMBERED_PATH && question.model.is_none() {
+        if question.path.len() <= MAX_REMEMBERED_PATH && question.model.is_none() && question.llm.is_none() {
             let at = self.slot(&question);
-            let HttpRequest { host, port, scheme, method, path, websocket, model: _ } = question;
+            let HttpRequest { host, port, scheme, method, path, websocket, model: _, llm: _ } = question;
             let remembered = Remembered {
                 host: host.clone(),
                 port,
@@ -198,10 +206,10 @@ mod tests {
                 let host = format!("{host}.example.org").parse().unwrap();
                 let scheme = if *https { Scheme::Https } else { Scheme::Http };
                 let question =
-                    HttpRequest { host: &host, port: *port, scheme, method, path, websocket: *websocket, model: None };
+                    HttpRequest { host: &host, port: *port, scheme, method, path, websocket: *websocket, model: None, llm: None };
                 let known = decisions.known(&question);
-                prop_assert!(known.is_none() || !policy.needs_model(&question));
-                if known.is_none() && policy.needs_model(&question) {
+                prop_assert!(known.is_none() || !policy.needs_content(&question));
+                if known.is_none() && policy.needs_content(&question) {
                     continue;
                 }
                 let route = connection(&policy, &host, *port, scheme);
@@ -230,6 +238,7 @@ mod tests {
             path,
             websocket: false,
             model: None,
+            llm: None,
         };
         let permit = decisions.decide(&policy, ask("GET", "/v1/x")).unwrap();
         assert!(Arc::ptr_eq(&permit, &decisions.known(&ask("GET", "/v1/x")).unwrap()));

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::accept::MAX_HEAD_BYTES;
-use crate::body::{DownBody, UpBody};
+use crate::body::{Count, DownBody, UpBody};
 use crate::call::{ask_for_websocket, is_websocket};
 use crate::config::IngressConfig;
 use crate::record::{Call, Subject};
@@ -174,6 +174,7 @@ impl<S: Sockets> Ingress<S> {
             method: Some(parts.method.as_str().to_owned()),
             path: Some(parts.uri.path().to_owned()),
             model: None,
+            llm: None,
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));
@@ -213,7 +214,7 @@ impl<S: Sockets> Ingress<S> {
             call.failed(why);
             return page(StatusCode::BAD_REQUEST, "Bad request", "The request cannot be understood.");
         }
-        let body = UpBody::Stream { inner: body, call: Arc::clone(&call), search: None };
+        let body = UpBody::Stream { head: None, inner: body, call: Arc::clone(&call), search: None, account: None };
         let request = Request::from_parts(parts, body);
         let sent = relay::send_inward(&self.gate.pool, permit, &self.agent, request, websocket).await;
         match sent {
@@ -224,7 +225,7 @@ impl<S: Sockets> Ingress<S> {
                 }
                 let (mut parts, body) = response.into_parts();
                 relay::strip_hop_by_hop(&mut parts.headers);
-                Response::from_parts(parts, DownBody::relayed(body, call, None, checkin))
+                Response::from_parts(parts, DownBody::relayed(body, call, None, Count::default(), checkin))
             }
             Err(why) => {
                 call.failed(why);
@@ -358,7 +359,7 @@ fn upgraded(mut response: Response<Incoming>, person: Option<OnUpgrade>, call: A
     parts.extensions.clear();
     tokio::spawn(async move {
         let done = match tokio::try_join!(person, agent) {
-            Ok((person, agent)) => relay::tunnel(TokioIo::new(person), TokioIo::new(agent), &call, None).await,
+            Ok((person, agent)) => relay::tunnel(TokioIo::new(person), TokioIo::new(agent), &call, None, None).await,
             Err(error) => Err(format!("upgrade_failed: {error}")),
         };
         if let Err(why) = done {

@@ -8,12 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use http_body::Body;
-use http_body_util::BodyExt;
+use http::header::{HeaderName, HeaderValue};
 use memchr::memmem::Finder;
-use ringfence_policy::Denial;
-use serde::Deserialize;
 
 use crate::config::CredentialLease;
 
@@ -26,70 +22,6 @@ pub const MAX_SEARCHED_BYTES: usize = 64 * 1024;
 /// A partial match shorter than this is let through, so that the end of a message is not held back because it
 /// happens to be the beginning of a secret. So many bytes of a secret, at most, are ever let through.
 const MIN_HELD_BYTES: usize = 4;
-
-/// Reads a body whole, and the model that it names if it is JSON.
-///
-/// # Errors
-/// A denial: `body_too_large`, `body_encoded`, `body_unreadable` or `body_broken`.
-pub async fn read_model<B>(headers: &HeaderMap, body: B) -> Result<(Bytes, Option<String>), Denial>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
-{
-    if headers.get_all(CONTENT_ENCODING).iter().any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(Denial::new(
-            "body_encoded",
-            "the grant names models, and the body that should name one is encoded",
-        ));
-    }
-    let too_large = || {
-        let why = format!("the grant names models, and the body is larger than {MAX_BODY_BYTES} bytes");
-        Denial::new("body_too_large", why)
-    };
-    let said = headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
-    if said.is_some_and(|length| length > MAX_BODY_BYTES) {
-        return Err(too_large());
-    }
-    let mut whole = BytesMut::with_capacity(said.unwrap_or(0));
-    let mut body = body;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Denial::new("body_broken", format!("the body broke off: {e}")))?;
-        let Some(data) = frame.data_ref() else { continue };
-        if whole.len() + data.len() > MAX_BODY_BYTES {
-            return Err(too_large());
-        }
-        whole.extend_from_slice(data);
-    }
-    let whole = whole.freeze();
-    let model = model_of(headers, &whole)?;
-    Ok((whole, model))
-}
-
-/// The model that a JSON body names.
-fn model_of(headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Denial> {
-    #[derive(Deserialize)]
-    struct Named {
-        #[serde(default)]
-        model: Option<serde_json::Value>,
-    }
-    match serde_json::from_slice::<Named>(body) {
-        Ok(Named { model: Some(serde_json::Value::String(model)) }) => Ok(Some(model)),
-        Ok(Named { model: None }) => Ok(None),
-        Ok(_) => Err(Denial::new("body_unreadable", "the body's `model` is not a text")),
-        Err(error) => {
-            let typed = headers
-                .get(CONTENT_TYPE)
-                .is_some_and(|t| t.as_bytes().to_ascii_lowercase().windows(4).any(|w| w == b"json"));
-            let begins =
-                body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| matches!(b, b'{' | 0xef | 0xfe | 0xff));
-            // What this parser refuses another may read, and read a model in it.
-            if typed && !body.is_empty() || begins {
-                return Err(Denial::new("body_unreadable", format!("the body is not plain JSON: {error}")));
-            }
-            Ok(None)
-        }
-    }
-}
 
 /// The placeholders of all leases, ready to be searched for.
 #[derive(Clone, Default)]
@@ -308,7 +240,6 @@ impl Redactor {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
     use proptest::prelude::*;
     use ringfence_model::SecretText;
     use ringfence_model::manifest::Place;
@@ -386,32 +317,6 @@ mod tests {
         assert!(!search.finds(&vec![b'x'; MAX_SEARCHED_BYTES]));
         assert!(!search.finds(b"PLACEHOLDER"));
         assert!(Placeholders::default().search().is_none());
-    }
-
-    fn model(headers: &[(&str, &str)], body: &str) -> Result<Option<String>, &'static str> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-        }
-        let body = Full::new(Bytes::from(body.to_owned()));
-        let read = futures_util::future::FutureExt::now_or_never(read_model(&map, body)).unwrap();
-        read.map(|(_, model)| model).map_err(|denial| denial.code)
-    }
-
-    #[test]
-    fn a_model_is_read_or_the_call_is_denied() {
-        assert_eq!(model(&[], r#"{"messages":[],"model":"small"}"#), Ok(Some("small".into())));
-        assert_eq!(model(&[], r#"{"mod\u0065l":"small"}"#), Ok(Some("small".into())));
-        assert_eq!(model(&[], r#"{"input":1}"#), Ok(None));
-        assert_eq!(model(&[], ""), Ok(None));
-        assert_eq!(model(&[], "a=b"), Ok(None));
-        assert_eq!(model(&[], r#"{"model":"small","model":"large"}"#), Err("body_unreadable"));
-        assert_eq!(model(&[], r#"{"model":["large"]}"#), Err("body_unreadable"));
-        assert_eq!(model(&[], "\u{feff}{\"model\":\"large\"}"), Err("body_unreadable"));
-        assert_eq!(model(&[("content-type", "application/json")], "[1,"), Err("body_unreadable"));
-        assert_eq!(model(&[("content-encoding", "gzip")], "x"), Err("body_encoded"));
-        assert_eq!(model(&[("content-length", "99999999")], "x"), Err("body_too_large"));
-        assert_eq!(model(&[], &"x".repeat(MAX_BODY_BYTES + 1)), Err("body_too_large"));
     }
 
     proptest! {

@@ -37,8 +37,10 @@ pub mod identify;
 pub mod ingress;
 pub mod inject;
 pub mod inspect;
+pub mod llm;
 pub mod process;
 pub mod record;
+pub mod refuse;
 pub mod relay;
 pub mod resolver;
 mod stream;
@@ -71,11 +73,20 @@ pub struct Gate {
     pub(crate) dialler: dial::Dialler,
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) ledger: Arc<budget::Ledger>,
 }
 
 /// Why a gate cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
+    /// A budget that cannot be held.
+    #[error("cannot hold the budget of agent `{agent}`: {why}")]
+    Budget {
+        /// The agent.
+        agent: AgentName,
+        /// Why.
+        why: String,
+    },
     /// The policy does not compile.
     #[error("cannot open the gate of agent `{agent}`")]
     Policy {
@@ -118,6 +129,7 @@ pub enum GateError {
 impl Explain for GateError {
     fn code(&self) -> &'static str {
         match self {
+            Self::Budget { .. } => "gate.budget",
             Self::NoLease { .. } => "gate.no_lease",
             Self::Policy { source, .. } => source.code(),
             Self::Resolver(_) => "gate.resolver",
@@ -128,6 +140,7 @@ impl Explain for GateError {
 
     fn fault(&self) -> Fault {
         match self {
+            Self::Budget { .. } => Fault::Host,
             Self::NoLease { .. } => Fault::Us,
             Self::Policy { source, .. } => source.fault(),
             Self::Resolver(_) => Fault::Host,
@@ -153,7 +166,19 @@ impl Gate {
     /// [`GateError`].
     pub fn open(config: &GateConfig, log: Arc<dyn Record>) -> Result<Arc<Self>, GateError> {
         let authority = Self::authority(config)?;
-        Self::open_with(config, log, authority)
+        Self::open_with(config, log, authority, budget::Files::default())
+    }
+
+    /// As [`Gate::open`], with files to count budgets in.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn open_counting(
+        config: &GateConfig,
+        log: Arc<dyn Record>,
+        files: budget::Files,
+    ) -> Result<Arc<Self>, GateError> {
+        Self::open_with(config, log, Self::authority(config)?, files)
     }
 
     /// The authority of a gate to be. It is made first, because whoever starts the agent waits for its certificate.
@@ -168,6 +193,7 @@ impl Gate {
         config: &GateConfig,
         log: Arc<dyn Record>,
         authority: tls::Authority,
+        counters: budget::Files,
     ) -> Result<Arc<Self>, GateError> {
         let agent = config.agent.clone();
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
@@ -180,6 +206,8 @@ impl Gate {
         for (credential, lease) in &config.credentials {
             inject::check(lease).map_err(|why| GateError::Secret { credential: credential.clone(), why })?;
         }
+        let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
+        let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
         let trust = tls::Trust::load(&config.grants).map_err(tls)?;
         Ok(Arc::new(Self {
@@ -194,6 +222,7 @@ impl Gate {
             dialler: dial::Dialler::system().map_err(GateError::Resolver)?,
             pool: Arc::new(relay::Pool::default()),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            ledger: Arc::new(ledger),
         }))
     }
 

@@ -11,12 +11,14 @@ use ringfence_audit::{Origin, Spool};
 use ringfence_model::{Fault, Report};
 use ringfence_sys::confine::{self, Calls, ConfineError};
 use ringfence_sys::fd;
+use ringfence_sys::shared::Counters;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 use zeroize::Zeroize;
 
 use crate::accept::{self, Capture};
+use crate::budget::{Files, NUMBERS};
 use crate::config::{GateConfig, Ready};
 use crate::ingress::{Here, Ingress, Sockets};
 use crate::{Gate, datagram};
@@ -124,6 +126,17 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
     let spool = Spool::open(File::from(take(fds.spool, "spool")?), origin, 1)
         .map_err(|e| host("open the audit spool").because(&e))?;
 
+    let counters = |number: Option<i32>, what: &str| {
+        let map = |number| {
+            let file = File::from(take(number, what)?);
+            Counters::map(&file, NUMBERS)
+                .map_err(|e| host(&format!("map the file that {what} is counted in")).because(&e))
+        };
+        number.map(map).transpose()
+    };
+    let files =
+        Files { own: counters(fds.ledger, "the budget")?, shared: counters(fds.host_ledger, "the host's budget")? };
+
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -131,7 +144,7 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         .map_err(|e| host("start the event loop").because(&e))?;
     let gate = {
         let _entered = runtime.enter();
-        Gate::open_with(&config, Arc::new(spool), authority).map_err(Report::from)?
+        Gate::open_with(&config, Arc::new(spool), authority, files).map_err(Report::from)?
     };
 
     let barrier = |e: ConfineError| {

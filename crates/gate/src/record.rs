@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use ringfence_audit::{CallIntent, CallOutcome, Direction, Event, Outcome, Record, RecordError};
+use ringfence_audit::{CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError};
 use ringfence_model::CallId;
 use ringfence_policy::{Denial, Permit};
 
@@ -40,13 +40,15 @@ pub struct Subject {
     pub path: Option<String>,
     /// Model named in the body.
     pub model: Option<String>,
+    /// What it asks of a language model.
+    pub llm: Option<LlmAsked>,
 }
 
 impl Subject {
     /// A connection of which nothing but its destination is known.
     #[must_use]
     pub fn connection(protocol: &'static str, host: String, port: u16) -> Self {
-        Self { direction: Direction::Egress, protocol, host, port, method: None, path: None, model: None }
+        Self { direction: Direction::Egress, protocol, host, port, method: None, path: None, model: None, llm: None }
     }
 }
 
@@ -160,6 +162,7 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         method: subject.method,
         path: subject.path.map(short),
         model: subject.model,
+        llm: subject.llm,
         decision,
         reason: String::new(),
         why: String::new(),
@@ -185,6 +188,7 @@ struct Ending {
     address: Option<Arc<str>>,
     error: Option<String>,
     findings: Vec<String>,
+    llm: Option<LlmUsed>,
 }
 
 impl Call {
@@ -227,6 +231,11 @@ impl Call {
         }
     }
 
+    /// Notes what a language model used.
+    pub fn llm(&self, used: LlmUsed) {
+        self.ending().llm = Some(used);
+    }
+
     fn ending(&self) -> std::sync::MutexGuard<'_, Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,6 +253,7 @@ impl Drop for Call {
             address: ending.address.map(|address| address.to_string()),
             error: ending.error,
             findings: ending.findings,
+            llm: ending.llm,
         };
         self.recorder.outcome(outcome);
     }

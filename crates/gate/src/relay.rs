@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::Gate;
 use crate::body::UpBody;
+use crate::budget::{Account, Amounts};
 use crate::dial::NoAddress;
 use crate::ingress::Sockets;
 use crate::inspect::EchoGuard;
@@ -446,7 +447,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 ///
 /// # Errors
 /// What failed, with a stable code before the first colon.
-pub async fn passthrough<S>(gate: &Gate, permit: Permit, way: Way, agent: S, call: &Call) -> Result<(), String>
+pub async fn passthrough<S>(
+    gate: &Gate,
+    permit: Permit,
+    way: Way,
+    agent: S,
+    call: &Call,
+    account: Option<&Account>,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -455,7 +463,7 @@ where
     };
     let (upstream, address) = gate.dialler.connect(&addresses).await?;
     call.address(address.to_string().into());
-    tunnel(agent, upstream, call, None).await
+    tunnel(agent, upstream, call, None, account).await
 }
 
 /// Relays bytes both ways until both sides are done. With `echo`, a secret on its way back cuts the tunnel,
@@ -463,13 +471,23 @@ where
 ///
 /// # Errors
 /// What failed, with a stable code before the first colon.
-pub async fn tunnel<A, B>(agent: A, upstream: B, call: &Call, echo: Option<EchoGuard>) -> Result<(), String>
+pub async fn tunnel<A, B>(
+    agent: A,
+    upstream: B,
+    call: &Call,
+    echo: Option<EchoGuard>,
+    account: Option<&Account>,
+) -> Result<(), String>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut agent_read, mut agent_write) = tokio::io::split(agent);
     let (mut upstream_read, mut upstream_write) = tokio::io::split(upstream);
+    let spend = |count| match account {
+        Some(account) if !account.bytes(count) => Err("budget_exhausted: no bytes are left".to_owned()),
+        _ => Ok(()),
+    };
     let up = async {
         let mut buffer = vec![0; TUNNEL_BUFFER];
         loop {
@@ -480,6 +498,7 @@ where
             let bytes = buffer.get(..count).unwrap_or_default();
             upstream_write.write_all(bytes).await.map_err(|e| format!("tunnel_up: {e}"))?;
             call.sent(count);
+            spend(count)?;
         }
     };
     let down = async {
@@ -498,12 +517,17 @@ where
             }
             agent_write.write_all(&bytes).await.map_err(|e| format!("tunnel_down: {e}"))?;
             call.received(count);
+            spend(count)?;
             if count == 0 {
                 return agent_write.shutdown().await.map_err(|e| format!("tunnel_down: {e}"));
             }
         }
     };
-    tokio::try_join!(up, down).map(drop)
+    let done = tokio::try_join!(up, down).map(drop);
+    if let Some(account) = account {
+        account.settle(Amounts::CALL);
+    }
+    done
 }
 
 /// An error and its causes on one line.

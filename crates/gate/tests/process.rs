@@ -95,8 +95,15 @@ fn start(mut config: GateConfig, ingress: Option<TcpListener>) -> Running {
     let capture = Capture::attach().unwrap();
     let (ready_read, ready_write) = rustix::pipe::pipe().unwrap();
     let log = std::fs::File::options().create(true).append(true).read(true).open(&spool).unwrap();
-    config.fds =
-        Fds { tcp: vec![4, 5], dns: vec![6, 7], udp_sink: vec![8, 9], host_netns: Some(10), spool: 11, ready: 12 };
+    config.fds = Fds {
+        tcp: vec![4, 5],
+        dns: vec![6, 7],
+        udp_sink: vec![8, 9],
+        host_netns: Some(10),
+        spool: 11,
+        ready: 12,
+        ..Fds::default()
+    };
     let mut all: Vec<OwnedFd> = Vec::new();
     all.extend(capture.tcp);
     all.extend(capture.dns);

@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             path: "/v1/chat/completions",
             websocket: false,
             model: None,
+            llm: None,
         });
         let sliced = cost(|| policy.decide(black_box(&request)).allows());
         let unsliced = cost(|| policy.decide_unsliced(black_box(&request)).allows());

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use ringfence_model::manifest::Scheme;
 use ringfence_model::{Explain, Fault, HostName};
 
-use crate::{HttpRequest, Request};
+use crate::{HttpRequest, LlmCall, Request};
 
 /// A call that nobody makes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,8 @@ pub struct Call {
     port: u16,
     /// The model that the body names.
     pub model: Option<String>,
+    /// What the body asks of a language model.
+    pub llm: Option<LlmCall>,
     /// Whether it asks to become a WebSocket.
     pub websocket: bool,
 }
@@ -89,7 +91,7 @@ impl FromStr for Call {
         };
         let host = host.parse().map_err(|_| bad("its host is neither a name nor an address"))?;
         let port = port.or(usual).ok_or_else(|| bad("it names no port"))?;
-        Ok(Self { kind, host, port, model: None, websocket: false })
+        Ok(Self { kind, host, port, model: None, llm: None, websocket: false })
     }
 }
 
@@ -137,6 +139,7 @@ impl Call {
                 path,
                 websocket: self.websocket,
                 model: self.model.as_deref(),
+                llm: self.llm.as_ref(),
             }),
         }
     }

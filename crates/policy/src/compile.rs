@@ -6,7 +6,7 @@ use std::str::FromStr;
 use cedar_policy::{
     Effect, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
-use ringfence_model::manifest::{Grant, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, LlmRules, Scheme, TlsMode};
 use ringfence_model::report::one_line;
 use ringfence_model::{AgentName, Explain, Fault, HostName, HostPattern};
 
@@ -22,8 +22,8 @@ pub struct Policy {
     pub(crate) names: Names,
     pub(crate) all: PolicySet,
     pub(crate) index: Index,
-    /// Whether any guard-rail speaks of the model that a request body names.
-    pub(crate) guard_rails_ask_for_model: bool,
+    /// Whether any guard-rail speaks of what a request body says.
+    pub(crate) guard_rails_ask_for_content: bool,
     sources: Vec<(String, String)>,
 }
 
@@ -192,9 +192,9 @@ impl Policy {
         );
         add("ingress".into(), &ingress, Action::IngressRequest, None)?;
 
-        let mut guard_rails_ask_for_model = false;
+        let mut guard_rails_ask_for_content = false;
         for (file, text) in guard_rails {
-            guard_rails_ask_for_model |= text.contains("model");
+            guard_rails_ask_for_content |= text.contains("model") || text.contains("llm");
             let set = PolicySet::from_str(text).map_err(|e| syntax_error(file, &e))?;
             if set.templates().next().is_some() {
                 return Err(PolicyError::Template { file: file.clone() });
@@ -222,7 +222,7 @@ impl Policy {
             return Err(PolicyError::Schema { rule: error.policy_id().to_string(), why: one_line(&error.to_string()) });
         }
         index.seal().map_err(|e| compile_error("index", &*e))?;
-        Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_model, sources })
+        Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_content, sources })
     }
 
     /// Every rule by id, as Cedar text.
@@ -388,8 +388,11 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) ->
         conditions.push(format!("({})", globs.join(" || ")));
     }
     if !grant.models.is_empty() {
-        conditions.push(format!("context has model && {}.contains(context.model)", set(&grant.models)));
+        let models = set(&grant.models);
+        conditions.push(format!("context has model && {models}.contains(context.model)"));
+        conditions.push(format!("(if context has llm then {models}.containsAll(context.llm.models) else true)"));
     }
+    conditions.extend(llm_conditions(&grant.llm));
     if let Some(credential) = &grant.credential {
         let mut conditions = conditions.clone();
         conditions.push(format!("context.credential == {}", quoted(credential)));
@@ -397,6 +400,32 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) ->
     }
     rules.push(rule(format!("grant-{number}"), Action::HttpRequest, conditions));
     Ok(rules)
+}
+
+fn llm_conditions(rules: &LlmRules) -> Vec<String> {
+    if rules.decide_nothing() {
+        return Vec::new();
+    }
+    let mut conditions = vec!["context has llm".to_owned()];
+    if let Some(tools) = &rules.tools {
+        // An empty literal has no type of its own to be checked against.
+        conditions.push(match tools.as_slice() {
+            [] => "context.llm.tools.isEmpty()".to_owned(),
+            tools => format!("{}.containsAll(context.llm.tools)", set(tools)),
+        });
+    }
+    if !rules.system_prompts.is_empty() {
+        let prompts: Vec<String> = rules.system_prompts.iter().map(ToString::to_string).collect();
+        conditions.push("!context.llm.prompts.isEmpty()".to_owned());
+        conditions.push(format!("{}.containsAll(context.llm.prompts)", set(&prompts)));
+    }
+    if rules.streaming == Some(false) {
+        conditions.push("!context.llm.streaming".to_owned());
+    }
+    if !rules.formats.is_empty() {
+        conditions.push(format!("{}.contains(context.llm.format)", set(&rules.formats)));
+    }
+    conditions
 }
 
 fn set(words: &[String]) -> String {

@@ -45,8 +45,47 @@ pub struct HttpRequest<'a> {
     pub path: &'a str,
     /// Whether it asks to become a WebSocket.
     pub websocket: bool,
-    /// The model that the body names, where [`Policy::needs_model`] asked for it.
+    /// The model that the body names, where [`Policy::needs_content`] asked for it.
     pub model: Option<&'a str>,
+    /// What the body asks of a language model, if it is such a call and was understood.
+    pub llm: Option<&'a LlmCall>,
+}
+
+/// What a call asks of a language model, in one form for all APIs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LlmCall {
+    /// The API, such as `openai`.
+    pub api: String,
+    /// Every model that may run.
+    pub models: Vec<String>,
+    /// Names of the tools that a model is offered; of those that the provider runs, the word for their kind.
+    pub tools: Vec<String>,
+    /// `sha256:` digests of the system prompts.
+    pub prompts: Vec<String>,
+    /// Whether the answer comes as a stream.
+    pub streaming: bool,
+    /// The form that the answer is to have: `text`, `json`, `json_schema`, `grammar`.
+    pub format: String,
+    /// The most tokens that may come out, where that is bounded.
+    pub max_tokens: Option<u64>,
+}
+
+impl LlmCall {
+    fn record(&self) -> Result<RestrictedExpression, String> {
+        let text = |text: &String| RestrictedExpression::new_string(text.clone());
+        let set = |texts: &[String]| RestrictedExpression::new_set(texts.iter().map(text));
+        let mut fields = vec![
+            ("api".to_owned(), text(&self.api)),
+            ("format".to_owned(), text(&self.format)),
+            ("models".to_owned(), set(&self.models)),
+            ("prompts".to_owned(), set(&self.prompts)),
+            ("streaming".to_owned(), RestrictedExpression::new_bool(self.streaming)),
+            ("tools".to_owned(), set(&self.tools)),
+        ];
+        let most = self.max_tokens.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
+        fields.extend(most.map(|most| ("max_tokens".to_owned(), RestrictedExpression::new_long(most))));
+        RestrictedExpression::new_record(fields).map_err(|e| e.to_string())
+    }
 }
 
 /// An HTTP request of a person to the agent.
@@ -150,7 +189,7 @@ impl Permit {
 /// Why a request was denied; for the operator, never for the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// A stable code: `no_grant`, `guard_rail`, `model_not_granted`, `path_ambiguous`, `secret_denied`,
+    /// A stable code: `no_grant`, `guard_rail`, `llm_not_granted`, `model_not_granted`, `path_ambiguous`, `secret_denied`,
     /// `policy_error`, or one of the gate's own.
     pub code: &'static str,
     /// The reason in words.
@@ -206,13 +245,13 @@ impl Policy {
         resolvable.then_some(grant.tls)
     }
 
-    /// Whether the decision needs the model that the body names, so that the body must be read first.
+    /// Whether the decision needs what the body says, so that the body must be read first.
     #[must_use]
-    pub fn needs_model(&self, request: &HttpRequest<'_>) -> bool {
+    pub fn needs_content(&self, request: &HttpRequest<'_>) -> bool {
         let Ok(path) = path::normalise(request.path) else { return false };
         let mut covering = self.grants.iter().filter(|g| misfit(g, request, &path).is_none());
         let Some(first) = covering.next() else { return false };
-        self.guard_rails_ask_for_model || !first.models.is_empty()
+        self.guard_rails_ask_for_content || !first.models.is_empty() || !first.llm.decide_nothing()
     }
 
     fn decide_by(&self, request: &Request<'_>, rules: Rules) -> Decision {
@@ -244,6 +283,7 @@ impl Policy {
 
     fn http(&self, request: &HttpRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
         let path = path::normalise(request.path).map_err(ambiguous)?;
+        let llm = request.llm.map(LlmCall::record).transpose().map_err(|why| Denial::new("policy_error", why))?;
         let context = || {
             let mut context = vec![
                 pair("method", request.method),
@@ -252,6 +292,7 @@ impl Policy {
                 ("websocket".to_owned(), RestrictedExpression::new_bool(request.websocket)),
             ];
             context.extend(request.model.map(|model| pair("model", model)));
+            context.extend(llm.clone().map(|llm| ("llm".to_owned(), llm)));
             context
         };
         let (host, port) = (request.host, request.port);
@@ -359,13 +400,8 @@ impl Policy {
         let mut nearest: Option<(u8, usize, String)> = None;
         for (at, grant) in self.grants.iter().enumerate().filter(|(_, g)| g.host.covers(host)) {
             let (rank, miss) = misfit(grant, request, path).unwrap_or_else(|| {
-                (
-                    u8::MAX,
-                    match request.model {
-                        Some(model) => format!("not model `{model}`"),
-                        None => "only with a model that the body names".into(),
-                    },
-                )
+                let (of_model, miss) = content_misfit(grant, request);
+                (if of_model { MODEL_MISFIT } else { LLM_MISFIT }, miss)
             });
             if nearest.as_ref().is_none_or(|(best, ..)| rank > *best) {
                 nearest = Some((rank, at + 1, miss));
@@ -373,12 +409,43 @@ impl Policy {
         }
         match nearest {
             None => Denial::new("no_grant", format!("no grant covers {host}")),
-            Some((u8::MAX, number, miss)) => {
-                Denial::new("model_not_granted", format!("grant {number} covers {host}:{port}, but {miss}"))
+            Some((rank @ (MODEL_MISFIT | LLM_MISFIT), number, miss)) => {
+                let code = if rank == MODEL_MISFIT { "model_not_granted" } else { "llm_not_granted" };
+                Denial::new(code, format!("grant {number} covers {host}:{port}, but {miss}"))
             }
             Some((_, number, miss)) => Denial::new("no_grant", format!("grant {number} covers {host}, but {miss}")),
         }
     }
+}
+
+/// Ranks of a grant that covers all of a request but what its body says.
+const MODEL_MISFIT: u8 = u8::MAX - 1;
+const LLM_MISFIT: u8 = u8::MAX;
+
+/// How a grant that covers all else misses what the body says; `true` if it is the model.
+fn content_misfit(grant: &Grant, request: &HttpRequest<'_>) -> (bool, String) {
+    if !grant.models.is_empty() {
+        let Some(model) = request.model else { return (true, "only with a model that the body names".into()) };
+        let further = request.llm.iter().flat_map(|llm| &llm.models).map(String::as_str);
+        if let Some(model) = std::iter::once(model).chain(further).find(|m| !grant.models.iter().any(|g| g == m)) {
+            return (true, format!("not model `{model}`"));
+        }
+    }
+    let Some(llm) = request.llm else { return (false, "only for calls of a language model".into()) };
+    let rules = &grant.llm;
+    let tool = rules.tools.as_ref().and_then(|granted| llm.tools.iter().find(|tool| !granted.contains(tool)));
+    let miss = if let Some(tool) = tool {
+        format!("not with tool `{tool}`")
+    } else if rules.streaming == Some(false) && llm.streaming {
+        "not as a stream".into()
+    } else if !rules.formats.is_empty() && !rules.formats.contains(&llm.format) {
+        format!("not in format `{}`", llm.format)
+    } else if let [first, ..] = llm.prompts.as_slice() {
+        format!("not with the system prompt {first}")
+    } else {
+        "only with a pinned system prompt".into()
+    };
+    (false, miss)
 }
 
 /// How a grant that covers the host misses a request, models aside, and how near it came.

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
-use ringfence_model::manifest::{Grant, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, LlmRules, Scheme, TlsMode};
 use ringfence_model::{AgentName, HostName};
 
-use crate::{Decision, HttpRequest, IngressRequest, Policy, PolicyError, Request};
+use crate::{Decision, HttpRequest, IngressRequest, LlmCall, Policy, PolicyError, Request};
 
 fn agent() -> AgentName {
     "analyst".parse().unwrap()
@@ -22,7 +22,8 @@ fn guarded(grants: &[Grant], text: &str) -> Result<Policy, PolicyError> {
 
 fn ask(policy: &Policy, host: &str, method: &str, path: &str, model: Option<&str>) -> Decision {
     let host: HostName = host.parse().unwrap();
-    let request = HttpRequest { host: &host, port: 443, scheme: Scheme::Https, method, path, websocket: false, model };
+    let request =
+        HttpRequest { host: &host, port: 443, scheme: Scheme::Https, method, path, websocket: false, model, llm: None };
     policy.decide(&Request::Http(request))
 }
 
@@ -98,8 +99,9 @@ fn a_grant_with_models_needs_one_of_them() {
         path: "/",
         websocket: false,
         model: None,
+        llm: None,
     };
-    assert!(policy.needs_model(&request));
+    assert!(policy.needs_content(&request));
     for (model, want) in [
         (Some("small"), "grant"),
         (Some("mini \"x\""), "grant"),
@@ -108,7 +110,71 @@ fn a_grant_with_models_needs_one_of_them() {
     ] {
         assert_eq!(code(&ask(&policy, "llm.example.org", "POST", "/", model)), want);
     }
-    assert!(!compile(&[grant("llm.example.org")]).needs_model(&request));
+    assert!(!compile(&[grant("llm.example.org")]).needs_content(&request));
+}
+
+#[test]
+fn a_grant_says_what_a_model_may_be_asked() {
+    let pinned = ringfence_model::Digest::of(b"prompt");
+    let mut llm = grant("llm.example.org");
+    llm.models = vec!["small".into()];
+    llm.llm.tools = Some(vec!["search".into()]);
+    llm.llm.system_prompts = vec![pinned];
+    llm.llm.streaming = Some(false);
+    llm.llm.formats = vec!["json".into()];
+    let no_tools = Grant { llm: LlmRules { tools: Some(Vec::new()), ..LlmRules::default() }, ..grant("b.example.org") };
+    let policy = compile(&[llm, no_tools]);
+    let good = LlmCall {
+        api: "openai.chat".into(),
+        models: vec!["small".into()],
+        tools: vec!["search".into()],
+        prompts: vec![pinned.to_string()],
+        streaming: false,
+        format: "json".into(),
+        max_tokens: None,
+    };
+    let decide = |host: &str, llm: Option<&LlmCall>| {
+        let host = host.parse().unwrap();
+        let request = HttpRequest {
+            host: &host,
+            port: 443,
+            scheme: Scheme::Https,
+            method: "POST",
+            path: "/v1",
+            websocket: false,
+            model: Some("small"),
+            llm,
+        };
+        assert!(policy.needs_content(&request));
+        match policy.decide(&Request::Http(request)) {
+            Decision::Allow(_) => ("grant", String::new()),
+            Decision::Deny(denial) => (denial.code, denial.why),
+        }
+    };
+    type Change<'a> = &'a dyn Fn(&mut LlmCall);
+    let with = |change: Change<'_>| {
+        let mut call = good.clone();
+        change(&mut call);
+        decide("llm.example.org", Some(&call))
+    };
+    assert_eq!(with(&|_| {}).0, "grant");
+    assert_eq!(with(&|call| call.tools.clear()).0, "grant", "it need not offer any");
+    let changes: [(Change<'_>, &str, &str); 6] = [
+        (&|call| call.models.push("large".into()), "model_not_granted", "not model `large`"),
+        (&|call| call.tools.push("shell".into()), "llm_not_granted", "not with tool `shell`"),
+        (&|call| call.prompts.push("sha256:0".into()), "llm_not_granted", "not with the system prompt"),
+        (&|call| call.prompts.clear(), "llm_not_granted", "only with a pinned system prompt"),
+        (&|call| call.streaming = true, "llm_not_granted", "not as a stream"),
+        (&|call| call.format = "text".into(), "llm_not_granted", "not in format `text`"),
+    ];
+    for (change, code, why) in changes {
+        let (said, words) = with(change);
+        assert!(said == code && words.contains(why), "{said}: {words}");
+    }
+    assert_eq!(decide("llm.example.org", None).0, "llm_not_granted", "what is not understood is no such call");
+    assert_eq!(decide("b.example.org", Some(&good)).0, "llm_not_granted");
+    assert_eq!(decide("b.example.org", Some(&LlmCall { tools: Vec::new(), ..good.clone() })).0, "grant");
+    assert_eq!(decide("b.example.org", None).0, "llm_not_granted");
 }
 
 #[test]
@@ -273,8 +339,16 @@ fn each_request(mut check: impl FnMut(&Request<'_>)) {
             for path in ["/a/b", "/c"] {
                 for model in [None, Some("big")] {
                     for scheme in [Scheme::Http, Scheme::Https] {
-                        let http =
-                            HttpRequest { host: &host, port: 443, scheme, method, path, websocket: false, model };
+                        let http = HttpRequest {
+                            host: &host,
+                            port: 443,
+                            scheme,
+                            method,
+                            path,
+                            websocket: false,
+                            model,
+                            llm: None,
+                        };
                         check(&Request::Http(http));
                     }
                 }
@@ -325,7 +399,7 @@ proptest! {
     fn no_input_makes_it_panic(host in "[a-z0-9.:-]{1,20}", method in "\\PC{0,8}", path in "\\PC{0,20}", model in "\\PC{0,8}") {
         let policy = compile(&[grant("*.example.org")]);
         if let Ok(host) = host.parse::<HostName>() {
-            let request = HttpRequest { host: &host, port: 1, scheme: Scheme::Http, method: &method, path: &path, websocket: true, model: Some(&model) };
+            let request = HttpRequest { host: &host, port: 1, scheme: Scheme::Http, method: &method, path: &path, websocket: true, model: Some(&model), llm: None };
             let _ = policy.decide(&Request::Http(request)).explain();
         }
     }

@@ -181,27 +181,20 @@ fn ringfence_start(place: &Place, layers: &[PathBuf], round: usize) -> Duration 
         spools: home.join("spools"),
         gate_program: place.binary.clone(),
         fence: Fence::default(),
+        ledger: None,
+        host_ledger: None,
         hold: false,
     };
-    let gate = GateConfig {
-        agent: spec.agent.clone(),
-        sandbox: id,
-        grants: Vec::new(),
-        guardrails: Vec::new(),
-        credentials: std::collections::BTreeMap::new(),
-        ingress: None,
-        uid: spec.gate_uid(),
-        gid: spec.gate_uid(),
-        danger_unconfined: false,
-        fds: Fds {
-            tcp: fds::GATE_TCP.to_vec(),
-            dns: fds::GATE_DNS.to_vec(),
-            udp_sink: fds::GATE_UDP.to_vec(),
-            host_netns: Some(fds::GATE_HOST_NETNS),
-            spool: fds::GATE_SPOOL,
-            ready: fds::GATE_READY,
-        },
+    let inherited = Fds {
+        tcp: fds::GATE_TCP.to_vec(),
+        dns: fds::GATE_DNS.to_vec(),
+        udp_sink: fds::GATE_UDP.to_vec(),
+        host_netns: Some(fds::GATE_HOST_NETNS),
+        spool: fds::GATE_SPOOL,
+        ready: fds::GATE_READY,
+        ..Fds::default()
     };
+    let gate = GateConfig::closed(spec.agent.clone(), id, spec.gate_uid(), spec.gate_uid(), inherited);
     let config = serde_json::to_vec(&gate).unwrap();
     let began = Instant::now();
     let mut launched = launch::launch(&spec, &config, None, &place.binary).unwrap();

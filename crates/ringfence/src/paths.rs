@@ -2,9 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
+use ringfence_inspect::price::Prices;
+use ringfence_model::manifest::Budget;
 use ringfence_model::{AgentName, Fault, Report, SandboxId};
 
 use crate::env;
+
+/// The files with the host's budget and the operator's own prices, in the folder of the guard-rails.
+const BUDGET: &str = "budget.toml";
+const PRICES: &str = "prices.toml";
+
+/// What the operator says for all agents of the host.
+#[derive(Clone, Debug, Default)]
+pub struct HostPolicy {
+    /// Guard-rail files: name and Cedar text.
+    pub guardrails: Vec<(String, String)>,
+    /// What all agents may spend together.
+    pub budget: Budget,
+    /// The operator's own table of prices.
+    pub prices: Option<String>,
+}
 
 /// The folders of one supervisor.
 #[derive(Clone, Debug)]
@@ -82,6 +99,39 @@ impl Paths {
     /// The operator's guard-rails, as Cedar files.
     pub fn guardrails() -> PathBuf {
         env::read(env::POLICIES).map_or_else(|| "/etc/ringfence/policies".into(), PathBuf::from)
+    }
+
+    /// Where what all agents spend together is counted.
+    pub fn host_ledger(&self) -> PathBuf {
+        self.state.join("budget")
+    }
+
+    /// Reads what the operator says for all agents of the host: guard-rails, `budget.toml` and `prices.toml`.
+    ///
+    /// # Errors
+    /// A report for a file that is there and cannot be read or understood: what is not seen is not enforced.
+    pub fn read_host_policy() -> Result<HostPolicy, Report> {
+        let read = |name: &str| {
+            let path = Self::guardrails().join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(Report::new("policy.host", Fault::Host, format!("cannot read `{}`", path.display()))
+                    .cause(&e)
+                    .hint("make it readable for the user that runs this, or remove it")),
+            }
+        };
+        let inside =
+            |name: &str, report: Report| report.cause(format!("in `{}`", Self::guardrails().join(name).display()));
+        let budget = match read(BUDGET)? {
+            Some(text) => Budget::parse_shared(&text).map_err(|e| inside(BUDGET, Report::from(e)))?,
+            None => Budget::default(),
+        };
+        let prices = read(PRICES)?;
+        if let Some(text) = &prices {
+            Prices::parse(text).map_err(|e| inside(PRICES, Report::from(e)))?;
+        }
+        Ok(HostPolicy { guardrails: Self::read_guardrails()?, budget, prices })
     }
 
     /// Reads the operator's guard-rails: file name and Cedar text, by name.

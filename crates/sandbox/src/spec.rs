@@ -64,6 +64,12 @@ pub struct SandboxSpec {
     pub log: PathBuf,
     /// The folder with `shim.spool` and `gate.spool`.
     pub spools: PathBuf,
+    /// The file that the agent's budget is counted in, if it has one; it is made when absent.
+    #[serde(default)]
+    pub ledger: Option<PathBuf>,
+    /// The file that the host's budget is counted in, if it has one; it is made when absent.
+    #[serde(default)]
+    pub host_ledger: Option<PathBuf>,
     /// The program that holds `gate-process`: our own binary.
     pub gate_program: PathBuf,
     /// Which barriers stand.
@@ -183,6 +189,10 @@ pub mod fds {
     pub const GATE_HOST_NETNS: i32 = 6;
     /// Gate: listening socket of the ingress; may be absent.
     pub const GATE_INGRESS: i32 = 7;
+    /// Gate: the file that the agent's budget is counted in; may be absent.
+    pub const GATE_LEDGER: i32 = 8;
+    /// Gate: the file that the host's budget is counted in; may be absent.
+    pub const GATE_HOST_LEDGER: i32 = 9;
     /// Gate: captured TCP connections, IPv4 and IPv6.
     pub const GATE_TCP: [i32; 2] = [10, 11];
     /// Gate: captured datagrams to port 53.

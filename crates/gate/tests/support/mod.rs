@@ -28,9 +28,11 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ringfence_audit::{CallIntent, CallOutcome, Event, Record, RecordError};
 use ringfence_gate::Gate;
 use ringfence_gate::accept::{self, Capture};
+use ringfence_gate::budget::{Files, NUMBERS};
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig};
 use ringfence_model::manifest::{Grant, Place};
 use ringfence_model::{SandboxId, SecretText};
+use ringfence_sys::shared::Counters;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -238,6 +240,7 @@ async fn answer(mut request: Request<Incoming>) -> Reply {
             Response::new(chunks(said.bytes().map(|b| (0, vec![b])).chain([(0, b" end".to_vec())]).collect()))
         }
         "/gzip" => Response::builder().header("content-encoding", "gzip").body(text(said)).unwrap(),
+        "/v1/chat/completions" => chat(request).await,
         "/sse" => {
             let events = (0..5).map(|n| (40, format!("data: {n}\n\n").into_bytes())).collect();
             Response::builder().header("content-type", "text/event-stream").body(chunks(events)).unwrap()
@@ -280,6 +283,31 @@ async fn answer(mut request: Request<Incoming>) -> Reply {
     }
 }
 
+/// A model that says as many words as the last message asks for, each one token, or as it is bounded to; unless the
+/// model is `deaf` to bounds. It reports what it used, in streams if asked.
+async fn chat(request: Request<Incoming>) -> Reply {
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let wanted: u64 = asked["messages"][0]["content"].as_str().unwrap().parse().unwrap();
+    let bound = asked["max_tokens"].as_u64().filter(|_| asked["model"] != "deaf").unwrap_or(u64::MAX);
+    let words = wanted.min(bound);
+    let usage = serde_json::json!({"prompt_tokens": 10, "completion_tokens": words, "total_tokens": 10 + words});
+    if asked["stream"] != true {
+        let said = "word ".repeat(usize::try_from(words).unwrap());
+        let answer =
+            serde_json::json!({"model": asked["model"], "choices": [{"message": {"content": said}}], "usage": usage});
+        return Response::builder().header("content-type", "application/json").body(text(answer.to_string())).unwrap();
+    }
+    let event = |data: String| (0, format!("data: {data}\n\n").into_bytes());
+    let word = serde_json::json!({"choices": [{"delta": {"content": "word "}}], "usage": null}).to_string();
+    let mut events: Vec<_> = (0..words).map(|_| event(word.clone())).collect();
+    if asked["stream_options"]["include_usage"] == true {
+        events.push(event(serde_json::json!({"choices": [], "usage": usage}).to_string()));
+    }
+    events.push(event("[DONE]".into()));
+    Response::builder().header("content-type", "text/event-stream; charset=utf-8").body(chunks(events)).unwrap()
+}
+
 pub fn grant(upstream: SocketAddr, ca: &TestCa) -> Grant {
     Grant { connect_to: Some(upstream), ca_pem: Some(ca.pem.clone()), ..Grant::to(HOST.parse().unwrap()) }
 }
@@ -305,6 +333,9 @@ pub fn config(grants: Vec<Grant>) -> GateConfig {
         agent: "analyst".parse().unwrap(),
         sandbox: SandboxId::from_parts(1, [1; 8]),
         grants,
+        budget: Default::default(),
+        host_budget: Default::default(),
+        prices: None,
         guardrails: vec![],
         credentials: leases(),
         ingress: None,
@@ -329,6 +360,14 @@ impl Fence {
     pub fn of(config: &GateConfig) -> Self {
         let log = Arc::new(Log::default());
         let gate = Gate::open(config, Arc::clone(&log) as Arc<dyn Record>).unwrap();
+        Self { gate, log }
+    }
+
+    /// A gate that counts in `ledger`.
+    pub fn counting(config: &GateConfig, ledger: &std::fs::File) -> Self {
+        let log = Arc::new(Log::default());
+        let files = Files { own: Some(Counters::map(ledger, NUMBERS).unwrap()), shared: None };
+        let gate = Gate::open_counting(config, Arc::clone(&log) as Arc<dyn Record>, files).unwrap();
         Self { gate, log }
     }
 

@@ -170,6 +170,9 @@ pub(super) fn explain(
                 grant = suggestion(call, manifest.as_ref());
             }
         }
+        Event::BudgetWarning { scope, limit, used } => text.push(format!(
+            "Much of a budget is taken: {used} of `{limit}`, which the {scope} has. Calls are refused, or wait, once all of it is."
+        )),
         Event::DnsQuery { name, rtype, decision, reason } => {
             text.push(format!("The agent asked for the {rtype} address of `{name}`."));
             text.push(match decision {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ringfence_audit::{Entry, Event, Outcome};
 use ringfence_gate::config::GateConfig;
-use ringfence_model::manifest::{Grant, Limits, TlsMode, Trust};
+use ringfence_model::manifest::{Grant, Limits};
 use ringfence_model::work::{Job, JobOutput, Runner, cancelled};
 use ringfence_model::{Bytes, Fault, HostPattern, Report, SandboxId};
 use ringfence_sandbox::spec::{Fence, SandboxSpec, SpecMount};
@@ -98,34 +98,18 @@ impl JobRunner<'_> {
             .map(|host| {
                 let pattern: HostPattern = host.host.parse().map_err(|e| failed("name a host for the job", &e))?;
                 Ok(Grant {
-                    host: pattern,
                     port: host.port,
                     scheme: host.scheme,
                     methods: vec!["GET".into(), "HEAD".into()],
-                    paths: Vec::new(),
-                    credential: None,
-                    models: Vec::new(),
-                    trust: Trust::Trusted,
-                    tls: TlsMode::Inspect,
-                    connect_to: None,
-                    ca_pem: None,
                     // The operator's own configuration names this index; it may well be on a private network.
                     allow_private: true,
+                    ..Grant::to(pattern)
                 })
             })
             .collect::<Result<Vec<_>, Report>>()?;
-        let gate = GateConfig {
-            agent: spec.agent.clone(),
-            sandbox: spec.id.clone(),
-            grants,
-            guardrails: Vec::new(),
-            credentials: BTreeMap::new(),
-            ingress: None,
-            uid: spec.gate_uid(),
-            gid: spec.gate_uid(),
-            danger_unconfined: false,
-            fds: start::gate_fds(),
-        };
+        let uid = spec.gate_uid();
+        let closed = GateConfig::closed(spec.agent.clone(), spec.id.clone(), uid, uid, start::gate_fds());
+        let gate = GateConfig { grants, ..closed };
         let config = serde_json::to_vec(&gate).map_err(|e| failed("describe the job's gate", &e))?;
         let mut launched = launch::launch(spec, &config, None, self.program)?;
         let deadline = Instant::now() + job.timeout;
@@ -218,6 +202,8 @@ impl JobRunner<'_> {
             spools: self.paths.spools_of(id),
             gate_program: self.program.to_path_buf(),
             fence: self.fence,
+            ledger: None,
+            host_ledger: None,
             hold: false,
         })
     }

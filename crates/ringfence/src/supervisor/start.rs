@@ -14,7 +14,7 @@ use ringfence_sandbox::launch::{self, Launched};
 use ringfence_sandbox::spec::{Fence, SandboxSpec, StateVolume, fds};
 use ringfence_secrets::placeholder;
 
-use crate::paths::Paths;
+use crate::paths::{HostPolicy, Paths};
 
 /// The system's own trust bundle, for calls that are relayed closed.
 const HOST_ROOTS: [&str; 3] =
@@ -74,6 +74,7 @@ pub fn gate_fds() -> Fds {
         host_netns: Some(fds::GATE_HOST_NETNS),
         spool: fds::GATE_SPOOL,
         ready: fds::GATE_READY,
+        ..Fds::default()
     }
 }
 
@@ -115,8 +116,8 @@ pub struct Plan<'a> {
     pub secrets: &'a BTreeMap<String, SecretText>,
     /// The token of the ingress link.
     pub token: &'a SecretText,
-    /// Guard-rail files.
-    pub guardrails: Vec<(String, String)>,
+    /// What the operator says for all agents of the host.
+    pub host: HostPolicy,
     /// The ingress socket, if there is an ingress.
     pub ingress: Option<OwnedFd>,
 }
@@ -185,6 +186,8 @@ fn spec(plan: &Plan<'_>, id: &SandboxId) -> SandboxSpec {
         mount_dir: plan.paths.mounts(),
         log: home.join("agent.log"),
         spools: plan.paths.spools_of(id),
+        ledger: (!manifest.budget.is_empty()).then(|| home.join("budget")),
+        host_ledger: (!plan.host.budget.is_empty()).then(|| plan.paths.host_ledger()),
         gate_program: plan.program.to_path_buf(),
         fence: fence(manifest),
         hold: true,
@@ -243,13 +246,20 @@ fn gate_config(plan: &Plan<'_>, spec: &SandboxSpec) -> Result<(GateConfig, Optio
         agent: manifest.name.clone(),
         sandbox: spec.id.clone(),
         grants: manifest.grants.clone(),
-        guardrails: plan.guardrails.clone(),
+        guardrails: plan.host.guardrails.clone(),
+        budget: manifest.budget.clone(),
+        host_budget: plan.host.budget.clone(),
+        prices: plan.host.prices.clone(),
         credentials,
         ingress,
         uid: spec.gate_uid(),
         gid: spec.gate_uid(),
         danger_unconfined: false,
-        fds: gate_fds(),
+        fds: Fds {
+            ledger: spec.ledger.as_ref().map(|_| fds::GATE_LEDGER),
+            host_ledger: spec.host_ledger.as_ref().map(|_| fds::GATE_HOST_LEDGER),
+            ..gate_fds()
+        },
     };
     Ok((config, url))
 }

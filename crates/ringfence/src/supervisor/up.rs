@@ -24,7 +24,7 @@ use super::function::{Door, view};
 use super::pipeline::{self, Prepared};
 use super::start::{self, Plan};
 use super::{Supervisor, lock, step};
-use crate::paths::Paths;
+use crate::paths::{HostPolicy, Paths};
 
 /// A program without pages counts as up when it lives this long, or ends with success.
 const ALIVE: Duration = Duration::from_millis(500);
@@ -82,8 +82,8 @@ impl Supervisor {
                 )));
         }
         // What can fail at once, fails before anything is downloaded.
-        let guardrails = Paths::read_guardrails()?;
-        ringfence_policy::Policy::compile(&manifest.name, &manifest.grants, &guardrails)?;
+        let host = Paths::read_host_policy()?;
+        ringfence_policy::Policy::compile(&manifest.name, &manifest.grants, &host.guardrails)?;
         let secrets = self.gather(&manifest, &request.secrets)?;
         let ingress = match &manifest.ingress {
             Some(wanted) if !living => Some(start::listen(wanted.publish)?),
@@ -119,7 +119,7 @@ impl Supervisor {
         };
         let home = self.paths.agent(&agent.name);
         let had_home = home.exists();
-        let result = self.start_and_validate(agent.clone(), secrets, guardrails, ingress, &telling, &mut took).await;
+        let result = self.start_and_validate(agent.clone(), secrets, host, ingress, &telling, &mut took).await;
         if result.is_err() && before.is_none() {
             // A first start that failed leaves no agent behind; its image stays, so that the next try is quick.
             lock(&self.db).remove(&agent.name)?;
@@ -167,7 +167,7 @@ impl Supervisor {
             .hint(format!("stop it first with `ringfence stop {}`", agent.name)));
         }
         self.record_operator(caller, "start", super::about(&agent.name), "begun")?;
-        let guardrails = Paths::read_guardrails()?;
+        let host = Paths::read_host_policy()?;
         let secrets = self.gather(&agent.manifest, &BTreeMap::new())?;
         let ingress = agent.manifest.ingress.as_ref().map(|w| start::listen(w.publish)).transpose()?;
         let telling = self.telling(&sink);
@@ -175,7 +175,7 @@ impl Supervisor {
         agent.state = State::Starting;
         agent.reason = None;
         agent.since = Some(Timestamp::now());
-        let report = self.start_and_validate(agent, secrets, guardrails, ingress, &telling, &mut took).await?;
+        let report = self.start_and_validate(agent, secrets, host, ingress, &telling, &mut took).await?;
         sink.send(&UpEvent::Up(Box::new(report))).await;
         Ok(())
     }
@@ -260,7 +260,7 @@ impl Supervisor {
         &self,
         mut agent: Agent,
         secrets: BTreeMap<String, SecretText>,
-        guardrails: Vec<(String, String)>,
+        host: HostPolicy,
         ingress: Option<std::os::fd::OwnedFd>,
         telling: &Arc<Telling>,
         took: &mut Took,
@@ -292,7 +292,7 @@ impl Supervisor {
                 slot: agent.slot,
                 secrets: &secrets,
                 token: &token,
-                guardrails,
+                host,
                 ingress,
             };
             let started = start::start(plan, id.clone())?;

@@ -60,6 +60,11 @@ fn show(line: &AuditLine) -> String {
                 done.bytes_down,
                 std::time::Duration::from_micros(done.duration_us).as_secs_f64() * 1000.0
             );
+            if let Some(used) = &done.llm {
+                text.push_str(&format!(", {} + {} tokens", used.input_tokens, used.output_tokens));
+                let usd = used.usd_micro.map(|sum| format!(", ${}.{:06}", sum / 1_000_000, sum % 1_000_000));
+                text.push_str(&usd.unwrap_or_default());
+            }
             if let Some(error) = &done.error {
                 text.push_str(&format!(", {error}"));
             }
@@ -67,6 +72,9 @@ fn show(line: &AuditLine) -> String {
                 text.push_str(&format!("  [{}]", done.findings.join(", ")));
             }
             (Ink::Dim, "done", text)
+        }
+        Event::BudgetWarning { scope, limit, used } => {
+            (Ink::Warn, "warn", format!("the {scope}'s budget {limit}: {used} taken"))
         }
         Event::DnsQuery { name, rtype, decision, reason } => {
             let (ink, word) = verdict(*decision);

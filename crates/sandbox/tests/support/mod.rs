@@ -118,6 +118,8 @@ pub fn spec() -> (SandboxSpec, tempfile::TempDir) {
         spools: dir.path().join("spools"),
         gate_program: std::env::current_exe().unwrap(),
         fence: Fence::default(),
+        ledger: None,
+        host_ledger: None,
         hold: false,
     };
     (spec, dir)

@@ -152,7 +152,10 @@ pub struct CallIntent {
     pub model: Option<String>,
     /// What it asks of a language model, if it is such a call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub llm: Option<LlmAsked>,
+    pub llm: Option<Box<LlmAsked>>,
+    /// The messages of MCP or A2A in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rpc: Vec<RpcSaid>,
     /// Allow or deny.
     pub decision: Outcome,
     /// Stable code of the reason, such as `grant`, `no_grant`, `private_address`, `host_mismatch`.
@@ -194,7 +197,20 @@ pub struct CallOutcome {
     pub findings: Vec<String>,
     /// What a language model used for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub llm: Option<LlmUsed>,
+    pub llm: Option<Box<LlmUsed>>,
+}
+
+/// A message of MCP or A2A.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RpcSaid {
+    /// The method; `response` for an answer.
+    pub method: String,
+    /// What it is about: the tool or prompt by name, the resource by address; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `sha256:` digest of a tool's arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<String>,
 }
 
 /// What a call asks of a language model.
@@ -296,6 +312,7 @@ mod tests {
                 path: Some("/collect".into()),
                 model: None,
                 llm: None,
+                rpc: vec![],
                 decision: Outcome::Deny,
                 reason: "no_grant".into(),
                 why: "no grant covers evil.example".into(),

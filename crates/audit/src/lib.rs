@@ -18,7 +18,7 @@ pub mod tiles;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, Signer, Verifier};
-pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome};
+pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid};
 pub use log::{Log, LogError, Moved};
 pub use spool::{Origin, Record, RecordError, Spool};
 pub use verify::{Problem, Verification, verify};

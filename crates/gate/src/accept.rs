@@ -233,6 +233,7 @@ async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostN
         path: None,
         model: None,
         llm: None,
+        rpc: Vec::new(),
     };
     let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
         Ok(account) => account,

@@ -13,6 +13,7 @@ use crate::inspect::{EchoGuard, Search};
 use crate::llm::Tap;
 use crate::record::Call;
 use crate::relay::Checkin;
+use crate::rpc::Filter;
 
 /// Why a body ends early.
 const SPENT: &str = "budget_exhausted: no bytes are left";
@@ -125,11 +126,18 @@ pub struct Relayed {
 pub struct Count {
     /// What a language model used.
     pub tap: Option<Box<Tap>>,
+    /// What a server of MCP says, or another agent.
+    pub rpc: Option<Box<Filter>>,
     /// What it counts against.
     pub account: Option<Arc<Account>>,
 }
 
 impl Count {
+    /// Whether what goes on may be another length than what came.
+    const fn changes(&self) -> bool {
+        self.tap.is_some() || self.rpc.is_some()
+    }
+
     /// The answer is over.
     fn close(&mut self, call: &Call) {
         let used = self.tap.take().map(|tap| tap.used());
@@ -253,11 +261,14 @@ impl Relayed {
                     call.found("stream_cut_at_budget");
                 }
             }
+            if let Some(rpc) = &mut self.count.rpc {
+                (data, self.cut) = rpc.push(data);
+            }
             if !left && !self.cut {
                 return Err(SPENT);
             }
         }
-        if self.echo.is_none() && !(self.count.tap.is_some() && self.inner.is_end_stream()) {
+        if self.echo.is_none() && !(self.count.changes() && self.inner.is_end_stream()) {
             return Ok((!data.is_empty()).then(|| Frame::data(data)));
         }
         let (mut out, mut found) = match &mut self.echo {
@@ -277,7 +288,11 @@ impl Relayed {
 
     /// What was held back, at the end.
     fn rest(&mut self) -> (Bytes, bool) {
-        let counted = self.count.tap.as_mut().map(|tap| tap.finish()).unwrap_or_default();
+        let counted = match (&mut self.count.tap, &mut self.count.rpc) {
+            (Some(tap), _) => tap.finish(),
+            (None, Some(rpc)) => rpc.finish(),
+            (None, None) => Bytes::new(),
+        };
         let Some(echo) = &mut self.echo else { return (counted, false) };
         let (mut out, mut found) = echo.push(counted);
         let (tail, more) = echo.finish();
@@ -289,7 +304,7 @@ impl Relayed {
     }
 
     fn last(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        if self.echo.is_none() && self.count.tap.is_none() {
+        if self.echo.is_none() && !self.count.changes() {
             return Some(frame);
         }
         let (tail, mut found) = self.rest();
@@ -336,7 +351,7 @@ impl Body for DownBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Relayed(relayed) if relayed.echo.is_some() || relayed.count.tap.is_some() => SizeHint::default(),
+            Self::Relayed(relayed) if relayed.echo.is_some() || relayed.count.changes() => SizeHint::default(),
             Self::Relayed(relayed) => relayed.inner.size_hint(),
         }
     }

@@ -27,7 +27,8 @@ use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
 use crate::record::{Call, Subject};
 use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
-use crate::{Gate, decide, identify, inject, inspect, llm, relay};
+use crate::rpc::{Filter, Peer};
+use crate::{Gate, decide, identify, inject, inspect, llm, refuse, relay, rpc};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -43,6 +44,8 @@ enum Refused {
     Denied(Box<Subject>, Denial),
     /// It was allowed and failed.
     Failed(CallId, &'static str),
+    /// A message of MCP or A2A was not granted; answers to what it asked.
+    Rpc(Box<Subject>, Denial, Vec<u8>),
     /// Nothing is left to spend.
     Spent(Box<Subject>, Spent),
     /// It was allowed, and could not be recorded.
@@ -63,6 +66,10 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
         Err(Refused::Spent(subject, spent)) => {
             let id = recorder.deny(*subject, &Denial::new("budget_exhausted", spent.why())).await;
             Told::Budget(spent.again).answer(form, Some(&id))
+        }
+        Err(Refused::Rpc(subject, denial, answers)) => {
+            let id = recorder.deny(*subject, &denial).await;
+            refuse::rpc(&answers, &id)
         }
         Err(Refused::Failed(id, message)) => Told::Failed(message).answer(form, Some(&id)),
         Err(Refused::Unrecorded(error)) => {
@@ -96,11 +103,17 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
             decided.map_err(|denial| denied(&subject, denial))?
         }
     };
-    let Looked { content, asked, .. } = looked;
+    let Looked { mut content, asked, .. } = looked;
+    let peer = gate.grant(&permit).and_then(|grant| grant.rpc.clone()).zip(permit.grant());
+    let peer = peer.map(|(rules, grant)| Peer { rules, grant, host: line.host.clone(), port: line.port });
+    let mut tool = None;
+    if let Some(peer) = &peer {
+        (content, tool) = hear(gate, peer, &parts, websocket, content, &mut subject).await?;
+    }
 
     // take what it may cost
     let user = gate.ledger.user_header().and_then(|name| parts.headers.remove(name));
-    let behalf = Behalf { user: user.as_ref().and_then(|user| user.to_str().ok()), tool: None };
+    let behalf = Behalf { user: user.as_ref().and_then(|user| user.to_str().ok()), tool: tool.as_deref() };
     let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
     let plan = match &asked {
         None => Plan::PLAIN,
@@ -144,7 +157,7 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     let agent_side = parts.extensions.remove::<OnUpgrade>();
     let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
     let body = content.into_body(&call, gate.leaks.search(), account.as_ref());
-    let readable = lease.is_some() || asked.is_some();
+    let readable = lease.is_some() || asked.is_some() || peer.is_some();
     let outgoing = prepare(gate, parts, body, websocket, lease, readable, &call)
         .map_err(|why| failed(why, "the credential could not be used"))?;
 
@@ -166,7 +179,8 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     // inspect and count what comes back; the outcome is recorded when its last byte is through
     let counting = asked.filter(|_| response.status().is_success());
     let counting = counting.map(|asked| Counting::new(&gate.ledger, asked, &plan, usage));
-    brought_back(response, &method, was_http10, Back { echo, counting, account, checkin }, &call)
+    let rpc = peer.map(|peer| (Arc::clone(gate), peer));
+    brought_back(response, &method, was_http10, Back { echo, counting, rpc, account, checkin }, &call)
         .map_err(|why| failed(why, "the answer could not be inspected"))
 }
 
@@ -209,6 +223,44 @@ async fn decide_content(
     let question = HttpRequest { model: looked.model.as_deref(), llm: facts, ..question };
     let permit = decide::http(&gate.policy, question)?;
     Ok((Arc::new(permit), looked))
+}
+
+/// Hears what the agent says to a server of MCP, or to another agent.
+async fn hear(
+    gate: &Gate,
+    peer: &Peer,
+    parts: &Parts,
+    websocket: bool,
+    content: Content,
+    subject: &mut Subject,
+) -> Result<(Content, Option<String>), Refused> {
+    let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
+    if websocket {
+        let why = "the grant is for messages over HTTP, and the request asks for a WebSocket";
+        return Err(denied(subject, Denial::new("rpc_not_granted", why)));
+    }
+    if parts.method != Method::POST {
+        rpc::bodiless(&gate.servers, peer, &parts.headers).map_err(|denial| denied(subject, denial))?;
+        if matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS) {
+            return Ok((content, None));
+        }
+        let why = format!("messages are sent by POST, not by {}", parts.method);
+        return Err(denied(subject, Denial::new("rpc_not_granted", why)));
+    }
+    let bytes = llm::whole(&parts.headers, content).await.map_err(|denial| denied(subject, denial))?;
+    match rpc::said(&gate.policy, &gate.servers, peer, &parts.headers, &bytes) {
+        Ok(said) => {
+            subject.rpc = said.entries;
+            Ok((Content::Whole(said.bytes), said.tool))
+        }
+        Err(refused) => {
+            subject.rpc = refused.entries;
+            if refused.answers.is_empty() {
+                return Err(denied(subject, refused.denial));
+            }
+            Err(Refused::Rpc(Box::new(subject.clone()), refused.denial, refused.answers))
+        }
+    }
 }
 
 /// Bounds the call of a language model as planned.
@@ -258,6 +310,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         path: Some(parts.uri.path().to_owned()),
         model: None,
         llm: None,
+        rpc: Vec::new(),
     }
 }
 
@@ -341,6 +394,7 @@ fn prepare(
 struct Back {
     echo: Option<EchoGuard>,
     counting: Option<Counting>,
+    rpc: Option<(Arc<Gate>, Peer)>,
     account: Option<Arc<Account>>,
     checkin: Option<Checkin>,
 }
@@ -353,7 +407,7 @@ fn brought_back(
     back: Back,
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
-    let Back { mut echo, counting, account, checkin } = back;
+    let Back { mut echo, counting, rpc, account, checkin } = back;
     let (mut parts, body) = response.into_parts();
     let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
@@ -365,11 +419,17 @@ fn brought_back(
         || http_body::Body::is_end_stream(&body);
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     let encoded = !bodiless && parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded);
-    if encoded && counting.as_ref().is_some_and(Counting::is_needed) {
+    if encoded && (rpc.is_some() || counting.as_ref().is_some_and(Counting::is_needed)) {
         return Err("encoded_uncountable: the upstream encoded an answer that was to be counted".into());
     }
     let tap = counting.filter(|_| !bodiless && !encoded).map(|counting| Box::new(counting.begin(&parts.headers)));
-    if tap.as_ref().is_some_and(|tap| tap.changes()) {
+    if let Some((gate, peer)) = &rpc {
+        rpc::answered(&gate.servers, peer, &parts.headers);
+    }
+    let rpc = rpc.filter(|_| !bodiless).map(|(gate, peer)| {
+        Box::new(Filter::new(gate, peer, &parts.headers, parts.status.is_success(), Arc::clone(call)))
+    });
+    if rpc.is_some() || tap.as_ref().is_some_and(|tap| tap.changes()) {
         parts.headers.remove(CONTENT_LENGTH);
     }
     if let Some(guard) = &echo {
@@ -387,7 +447,10 @@ fn brought_back(
         }
     }
     parts.version = if was_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(Response::from_parts(parts, DownBody::relayed(body, Arc::clone(call), echo, Count { tap, account }, checkin)))
+    Ok(Response::from_parts(
+        parts,
+        DownBody::relayed(body, Arc::clone(call), echo, Count { tap, rpc, account }, checkin),
+    ))
 }
 
 /// The upstream agreed to a WebSocket; from here on bytes are relayed both ways.

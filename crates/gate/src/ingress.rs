@@ -175,6 +175,7 @@ impl<S: Sockets> Ingress<S> {
             path: Some(parts.uri.path().to_owned()),
             model: None,
             llm: None,
+            rpc: Vec::new(),
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));

@@ -43,6 +43,7 @@ pub mod record;
 pub mod refuse;
 pub mod relay;
 pub mod resolver;
+pub mod rpc;
 mod stream;
 pub mod tls;
 
@@ -74,6 +75,7 @@ pub struct Gate {
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) ledger: Arc<budget::Ledger>,
+    pub(crate) servers: rpc::Servers,
 }
 
 /// Why a gate cannot be opened.
@@ -223,6 +225,7 @@ impl Gate {
             pool: Arc::new(relay::Pool::default()),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             ledger: Arc::new(ledger),
+            servers: rpc::Servers::default(),
         }))
     }
 

@@ -164,6 +164,25 @@ where
     Ok(Looked { content: Content::Whole(bytes), model, asked: None })
 }
 
+/// The whole of a body, of which nothing was read or all.
+///
+/// # Errors
+/// A denial: `body_too_large`, `body_encoded` or `body_broken`.
+pub async fn whole(headers: &HeaderMap, content: Content) -> Result<Bytes, Denial> {
+    let body = match content {
+        Content::Whole(bytes) => return Ok(bytes),
+        Content::Begun(..) => return Err(Denial::new("body_too_large", "the body cannot be read whole")),
+        Content::Stream(body) => body,
+    };
+    if headers.get_all(CONTENT_ENCODING).iter().any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Denial::new("body_encoded", "what the body says decides about the call, and the body is encoded"));
+    }
+    match gather(headers, body, true).await? {
+        Content::Whole(bytes) => Ok(bytes),
+        Content::Begun(..) | Content::Stream(_) => Err(Denial::new("body_broken", "the body cannot be read whole")),
+    }
+}
+
 /// Reads a body whole, if it is not too large. If it need not be whole, what is too large stays a stream.
 async fn gather<B>(headers: &HeaderMap, mut body: B, strict: bool) -> Result<Content<B>, Denial>
 where

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use ringfence_audit::{CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError};
+use ringfence_audit::{
+    CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError, RpcSaid,
+};
 use ringfence_model::CallId;
 use ringfence_policy::{Denial, Permit};
 
@@ -42,13 +44,25 @@ pub struct Subject {
     pub model: Option<String>,
     /// What it asks of a language model.
     pub llm: Option<LlmAsked>,
+    /// The messages of MCP or A2A in it.
+    pub rpc: Vec<RpcSaid>,
 }
 
 impl Subject {
     /// A connection of which nothing but its destination is known.
     #[must_use]
     pub fn connection(protocol: &'static str, host: String, port: u16) -> Self {
-        Self { direction: Direction::Egress, protocol, host, port, method: None, path: None, model: None, llm: None }
+        Self {
+            direction: Direction::Egress,
+            protocol,
+            host,
+            port,
+            method: None,
+            path: None,
+            model: None,
+            llm: None,
+            rpc: Vec::new(),
+        }
     }
 }
 
@@ -162,7 +176,8 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         method: subject.method,
         path: subject.path.map(short),
         model: subject.model,
-        llm: subject.llm,
+        llm: subject.llm.map(Box::new),
+        rpc: subject.rpc,
         decision,
         reason: String::new(),
         why: String::new(),
@@ -253,7 +268,7 @@ impl Drop for Call {
             address: ending.address.map(|address| address.to_string()),
             error: ending.error,
             findings: ending.findings,
-            llm: ending.llm,
+            llm: ending.llm.map(Box::new),
         };
         self.recorder.outcome(outcome);
     }

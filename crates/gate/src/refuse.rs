@@ -139,6 +139,15 @@ impl Told {
     }
 }
 
+/// Answers of JSON-RPC to what was not sent on.
+#[must_use]
+pub fn rpc(answers: &[u8], id: &CallId) -> Response<DownBody> {
+    let text = String::from_utf8_lossy(answers).replace(crate::rpc::CALL, id.as_str());
+    let mut response = Response::new(DownBody::own(Bytes::from(text)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 /// Whole seconds, never too few.
 fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use cedar_policy::{
     Effect, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
-use ringfence_model::manifest::{Grant, LlmRules, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, LlmRules, RpcRules, Scheme, TlsMode};
 use ringfence_model::report::one_line;
 use ringfence_model::{AgentName, Explain, Fault, HostName, HostPattern};
 
@@ -40,19 +40,21 @@ pub(crate) enum Action {
     DnsResolve,
     HttpRequest,
     IngressRequest,
+    RpcCall,
     SecretUse,
     TlsConnect,
 }
 
 impl Action {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::DnsResolve, Self::HttpRequest, Self::IngressRequest, Self::SecretUse, Self::TlsConnect];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::DnsResolve, Self::HttpRequest, Self::IngressRequest, Self::SecretUse, Self::TlsConnect, Self::RpcCall];
 
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::DnsResolve => "dns:resolve",
             Self::HttpRequest => "http:request",
             Self::IngressRequest => "ingress:request",
+            Self::RpcCall => "rpc:call",
             Self::SecretUse => "secret:use",
             Self::TlsConnect => "tls:connect",
         }
@@ -65,6 +67,7 @@ impl Action {
             Self::IngressRequest => 2,
             Self::SecretUse => 3,
             Self::TlsConnect => 4,
+            Self::RpcCall => 5,
         }
     }
 }
@@ -305,13 +308,14 @@ impl Names {
     }
 
     pub(crate) fn action(&self, action: Action) -> EntityUid {
-        let [dns, http, ingress, secret, tls] = &self.actions;
+        let [dns, http, ingress, secret, tls, rpc] = &self.actions;
         match action {
             Action::DnsResolve => dns,
             Action::HttpRequest => http,
             Action::IngressRequest => ingress,
             Action::SecretUse => secret,
             Action::TlsConnect => tls,
+            Action::RpcCall => rpc,
         }
         .clone()
     }
@@ -398,8 +402,50 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) ->
         conditions.push(format!("context.credential == {}", quoted(credential)));
         rules.push(rule(format!("grant-{number}/secret"), Action::SecretUse, conditions));
     }
+    if let Some(rpc) = &grant.rpc {
+        let conditions = rpc_conditions(number, grant.port, rpc);
+        rules.push(rule(format!("grant-{number}/rpc"), Action::RpcCall, conditions));
+    }
     rules.push(rule(format!("grant-{number}"), Action::HttpRequest, conditions));
     Ok(rules)
+}
+
+/// Methods of MCP by which one thing is asked for, and the list of a grant that covers it.
+const ABOUT: [(&str, &[&str]); 3] = [
+    ("tools", &["tools/call"]),
+    ("prompts", &["prompts/get"]),
+    ("resources", &["resources/read", "resources/subscribe", "resources/unsubscribe"]),
+];
+
+/// What a server asks of an agent, and not of one that was not granted it.
+const ASKED_BY_SERVER: [&str; 3] = ["sampling/createMessage", "elicitation/create", "roots/list"];
+
+fn rpc_conditions(number: usize, port: u16, rules: &RpcRules) -> Vec<String> {
+    let mut conditions = vec![format!("resource.port == {port}"), format!("context.grant == {number}")];
+    let granted = [rules.sampling, rules.elicitation, rules.roots];
+    for (method, _) in ASKED_BY_SERVER.iter().zip(granted).filter(|(_, granted)| !granted) {
+        conditions.push(format!("context.method != {}", quoted(method)));
+    }
+    if let Some(methods) = &rules.methods {
+        let own = match methods.as_slice() {
+            [] => "false".to_owned(),
+            methods => format!("{}.contains(context.method)", set(methods)),
+        };
+        conditions.push(format!("(context.from_server || {own})"));
+    }
+    let lists = [&rules.tools, &rules.prompts, &rules.resources];
+    for ((_, methods), globs) in ABOUT.iter().zip(lists) {
+        let Some(globs) = globs else { continue };
+        let methods: Vec<String> = methods.iter().map(ToString::to_string).collect();
+        let one: Vec<String> =
+            globs.iter().map(|text| format!("context.name like {}", glob(text, Stars::All))).collect();
+        let any = if one.is_empty() { "false".to_owned() } else { one.join(" || ") };
+        conditions.push(format!(
+            "(!{}.contains(context.method) || (if context has name then ({any}) else false))",
+            set(&methods)
+        ));
+    }
+    conditions
 }
 
 fn llm_conditions(rules: &LlmRules) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use cedar_policy::{Authorizer, Context, Entities, Entity, EntityId, EntityUid, PolicySet, RestrictedExpression};
 use ringfence_model::HostName;
-use ringfence_model::manifest::{Grant, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, RpcRules, Scheme, TlsMode, glob_covers};
 
 use crate::compile::{Action, Policy};
 use crate::path::{self, PathError};
@@ -19,6 +19,8 @@ pub enum Request<'a> {
     },
     /// The agent makes an HTTP request.
     Http(HttpRequest<'a>),
+    /// The agent, or the server that it speaks with, says something by MCP or A2A.
+    Rpc(RpcRequest<'a>),
     /// A person makes an HTTP request to the agent.
     Ingress(IngressRequest<'a>),
     /// The agent opens a TLS connection that stays closed to the gate.
@@ -86,6 +88,25 @@ impl LlmCall {
         fields.extend(most.map(|most| ("max_tokens".to_owned(), RestrictedExpression::new_long(most))));
         RestrictedExpression::new_record(fields).map_err(|e| e.to_string())
     }
+}
+
+/// A message of MCP or A2A, inside an HTTP request that was allowed.
+#[derive(Clone, Debug)]
+pub struct RpcRequest<'a> {
+    /// The grant that allowed the request, as [`Permit::grant`] has it.
+    pub grant: usize,
+    /// Where it goes.
+    pub host: &'a HostName,
+    /// The port.
+    pub port: u16,
+    /// The method.
+    pub method: &'a str,
+    /// What it is about: the tool or prompt by name, the resource by address.
+    pub name: Option<&'a str>,
+    /// Arguments of a tool: each by its path, with `.` between, and its value as text.
+    pub arguments: &'a [(String, String)],
+    /// Whether the server says it.
+    pub from_server: bool,
 }
 
 /// An HTTP request of a person to the agent.
@@ -259,6 +280,7 @@ impl Policy {
             Request::DnsResolve { host } => self.dns(host, rules),
             Request::Http(http) => self.http(http, rules),
             Request::Ingress(ingress) => self.ingress(ingress, rules),
+            Request::Rpc(rpc) => self.rpc(rpc, rules),
             Request::TlsConnect { host, port } => self.tls(host, *port, rules),
         };
         match decided {
@@ -315,6 +337,35 @@ impl Policy {
             .permit(deciding, credential, |number| format!("grant {number} covers {method} {host}:{port}{path_text}"));
         permit.path = Some(path);
         Ok(permit)
+    }
+
+    fn rpc(&self, request: &RpcRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
+        let RpcRequest { grant, host, port, method, name, arguments, from_server } = request;
+        let granted = self.grants.get(*grant).and_then(|grant| grant.rpc.as_ref());
+        let Some(granted) = granted else {
+            return Err(Denial::new("rpc_not_granted", format!("grant {} is for no such server", grant + 1)));
+        };
+        if *method == "tools/call"
+            && let Some((argument, why)) = name.and_then(|tool| argument_misfit(granted, tool, arguments))
+        {
+            let why = format!("grant {} covers the tool, but {why}", grant + 1);
+            return Err(Denial { rules: vec![format!("grant-{}/rpc", grant + 1)], ..Denial::new(argument, why) });
+        }
+        let said: Vec<RestrictedExpression> =
+            arguments.iter().map(|(path, value)| RestrictedExpression::new_string(format!("{path}={value}"))).collect();
+        let mut context = vec![
+            pair("method", method),
+            ("grant".to_owned(), RestrictedExpression::new_long(i64::try_from(grant + 1).unwrap_or(i64::MAX))),
+            ("from_server".to_owned(), RestrictedExpression::new_bool(*from_server)),
+            ("arguments".to_owned(), RestrictedExpression::new_set(said)),
+        ];
+        context.extend(name.map(|name| pair("name", name)));
+        let rules = self.ask(Action::RpcCall, host, *port, context, rules, || {
+            let about = name.map(|name| format!(" of `{name}`")).unwrap_or_default();
+            Denial::new("rpc_not_granted", format!("grant {} covers {host}, but not `{method}`{about}", grant + 1))
+        })?;
+        let about = name.map(|name| format!(" of `{name}`")).unwrap_or_default();
+        Ok(self.permit(rules, None, |number| format!("grant {number} covers `{method}`{about}")))
     }
 
     fn ingress(&self, request: &IngressRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
@@ -418,6 +469,19 @@ impl Policy {
     }
 }
 
+/// Why the arguments of a tool's call are not those that a grant asks for.
+fn argument_misfit(rules: &RpcRules, tool: &str, arguments: &[(String, String)]) -> Option<(&'static str, String)> {
+    let wanted = rules.arguments.get(tool)?;
+    wanted.iter().find_map(|(path, globs)| {
+        let mut given = arguments.iter().filter(|(given, _)| given == path).map(|(_, value)| value).peekable();
+        if given.peek().is_none() {
+            return Some(("argument_not_granted", format!("only with argument `{path}`")));
+        }
+        let other = given.find(|value| !globs.iter().any(|glob| glob_covers(glob, value)));
+        other.map(|_| ("argument_not_granted", format!("not with this value of argument `{path}`")))
+    })
+}
+
 /// Ranks of a grant that covers all of a request but what its body says.
 const MODEL_MISFIT: u8 = u8::MAX - 1;
 const LLM_MISFIT: u8 = u8::MAX;
@@ -462,27 +526,11 @@ fn misfit(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<(u8, S
     if !grant.methods.is_empty() && !grant.methods.iter().any(|m| m == request.method) {
         return Some((3, format!("not method {}", request.method)));
     }
-    let covers = |glob: &String| path::normalise(glob).is_ok_and(|glob| glob_matches(&glob, path));
+    let covers = |glob: &String| path::normalise(glob).is_ok_and(|glob| glob_covers(&glob, path));
     if !grant.paths.is_empty() && !grant.paths.iter().any(covers) {
         return Some((4, format!("not path {path}")));
     }
     None
-}
-
-/// Whether `text` matches `glob`, where `*` stands for any text.
-fn glob_matches(glob: &str, text: &str) -> bool {
-    let mut parts = glob.split('*');
-    let Some(rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
-    let Some(last) = glob.rsplit_once('*').map(|(_, last)| last) else { return rest.is_empty() };
-    let middle = parts.clone().count().saturating_sub(1);
-    let mut rest = rest;
-    for part in parts.take(middle) {
-        match rest.find(part) {
-            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 fn pair(key: &str, value: &str) -> (String, RestrictedExpression) {

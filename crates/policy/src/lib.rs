@@ -21,4 +21,4 @@ mod tests;
 
 pub use call::{Call, CallError};
 pub use compile::{Policy, PolicyError, SCHEMA};
-pub use decide::{Decision, Denial, HttpRequest, IngressRequest, LlmCall, Permit, Request};
+pub use decide::{Decision, Denial, HttpRequest, IngressRequest, LlmCall, Permit, Request, RpcRequest};

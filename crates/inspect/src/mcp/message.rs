@@ -263,6 +263,11 @@ impl<'a> Message<'a> {
         self.value.at_mut(&["result"])
     }
 
+    /// Takes something out of the parameters.
+    pub fn remove_param(&mut self, path: &[&str]) -> Option<Value<'a>> {
+        self.value.at_mut(&["params"])?.remove(path)
+    }
+
     /// What the method is about: the name of the tool or prompt, the address of the resource. Methods that are about such
     /// a thing always say it.
     #[must_use]

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
-    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, Place, Scheme, SecretSource,
-    TlsMode, Trust,
+    A2aFile, Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
+    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol,
+    RpcRules, Scheme, SecretSource, TlsMode, Trust,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -254,6 +254,8 @@ fn grant(
             (file.trust == Some(Trust::Untrusted), "trust"),
             (file.ca.is_some(), "ca"),
             (file.llm.is_some(), "llm"),
+            (file.mcp.is_some(), "mcp"),
+            (file.a2a.is_some(), "a2a"),
         ];
         if let Some((_, key)) = needs_content.iter().find(|(set, _)| *set) {
             return Err(unenforceable(
@@ -317,8 +319,60 @@ fn grant(
         connect_to,
         ca_pem,
         allow_private: file.allow_private,
+        rpc: rpc(number, file.mcp, file.a2a)?,
         llm: file.llm.map(|rules| llm(number, rules)).transpose()?.unwrap_or_default(),
     })
+}
+
+fn rpc(number: usize, mcp: Option<McpFile>, a2a: Option<A2aFile>) -> Result<Option<RpcRules>, ManifestError> {
+    let file = match (mcp, a2a) {
+        (None, None) => return Ok(None),
+        (None, Some(a2a)) => {
+            return Ok(Some(RpcRules { protocol: RpcProtocol::A2a, methods: a2a.methods, ..RpcRules::default() }));
+        }
+        (Some(_), Some(_)) => {
+            let place = format!("grant {number} mcp and a2a");
+            return Err(value(place, "one server speaks one of them", "write two grants with a path each"));
+        }
+        (Some(file), None) => file,
+    };
+    let place = |key: &str, text: &str| format!("grant {number} mcp {key} `{text}`");
+    for (tool, arguments) in &file.arguments {
+        let listed = file.tools.as_ref().is_none_or(|tools| tools.iter().any(|glob| glob_covers(glob, tool)));
+        if !listed {
+            return Err(value(place("arguments", tool), "`tools` does not list it", "add it there, or drop its rules"));
+        }
+        if let Some((argument, _)) = arguments.iter().find(|(_, globs)| globs.is_empty()) {
+            let why = "nothing matches no glob, so the tool could never be called";
+            return Err(value(place("arguments", &format!("{tool}.{argument}")), why, "write at least one glob"));
+        }
+    }
+    let pin = |(tool, text): (String, String)| {
+        let digest = text.parse::<Digest>();
+        let digest = digest.map_err(|e| value(place("pins", &tool), e, "write `sha256:` and 64 hexadecimal digits"))?;
+        Ok((tool, digest))
+    };
+    let pins = file.pins.into_iter().map(pin).collect::<Result<_, ManifestError>>()?;
+    let McpFile { methods, tools, prompts, resources, arguments, sampling, elicitation, roots, .. } = file;
+    let protocol = RpcProtocol::Mcp;
+    Ok(Some(RpcRules { protocol, methods, tools, prompts, resources, arguments, pins, sampling, elicitation, roots }))
+}
+
+/// Whether `text` matches `glob`, where `*` stands for any text.
+#[must_use]
+pub fn glob_covers(glob: &str, text: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = glob.rsplit_once('*').map(|(_, last)| last) else { return rest.is_empty() };
+    let middle = parts.clone().count().saturating_sub(1);
+    let mut rest = rest;
+    for part in parts.take(middle) {
+        match rest.find(part) {
+            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 fn llm(number: usize, file: LlmFile) -> Result<LlmRules, ManifestError> {

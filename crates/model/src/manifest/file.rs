@@ -151,6 +151,49 @@ pub struct GrantFile {
     /// `[grant.llm]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<LlmFile>,
+    /// `[grant.mcp]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<McpFile>,
+    /// `[grant.a2a]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub a2a: Option<A2aFile>,
+}
+
+/// `[grant.mcp]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct McpFile {
+    /// Methods that the agent may use.
+    pub methods: Option<Vec<String>>,
+    /// Tools.
+    pub tools: Option<Vec<String>>,
+    /// Prompts.
+    pub prompts: Option<Vec<String>>,
+    /// Resources.
+    pub resources: Option<Vec<String>>,
+    /// `[grant.mcp.arguments.TOOL]`: globs by argument.
+    #[serde(default)]
+    pub arguments: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// `sha256:` digests of definitions by tool.
+    #[serde(default)]
+    pub pins: BTreeMap<String, String>,
+    /// Whether the server may have the agent's model write.
+    #[serde(default)]
+    pub sampling: bool,
+    /// Whether the server may ask the person at the agent.
+    #[serde(default)]
+    pub elicitation: bool,
+    /// Whether the server may ask where the agent works.
+    #[serde(default)]
+    pub roots: bool,
+}
+
+/// `[grant.a2a]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct A2aFile {
+    /// Methods that the agent may use.
+    pub methods: Option<Vec<String>>,
 }
 
 /// `[grant.llm]`

@@ -14,10 +14,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, UserBudgetFile, WhenSpent, Window};
-pub use check::ManifestError;
+pub use check::{ManifestError, glob_covers};
 pub use file::{
-    AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile, LlmFile,
-    ManifestFile,
+    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile,
+    LlmFile, ManifestFile, McpFile,
 };
 
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -190,6 +190,9 @@ pub struct Grant {
     /// What calls of language models may ask for.
     #[serde(default)]
     pub llm: LlmRules,
+    /// What may be said to an MCP server, or to another agent, where the grant is for one.
+    #[serde(default)]
+    pub rpc: Option<RpcRules>,
 }
 
 /// What calls of language models may ask for, beside the models that [`Grant::models`] names.
@@ -206,6 +209,43 @@ pub struct LlmRules {
     pub streaming: Option<bool>,
     /// Forms that an answer may be asked in: `text`, `json`, `json_schema`, `grammar`. Empty: any.
     pub formats: Vec<String>,
+}
+
+/// What may be said to an MCP server or to another agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RpcRules {
+    /// Which protocol it is.
+    pub protocol: RpcProtocol,
+    /// Methods that the agent may use. `None`: all of the protocol's.
+    pub methods: Option<Vec<String>>,
+    /// Tools that may be called and are shown, by name; `*` stands for any text. `None`: any.
+    pub tools: Option<Vec<String>>,
+    /// Prompts likewise, by name.
+    pub prompts: Option<Vec<String>>,
+    /// Resources likewise, by address.
+    pub resources: Option<Vec<String>>,
+    /// What arguments of a tool may be: by tool and argument, globs of which one must match. A nested argument is named
+    /// by its path, with `.` between.
+    pub arguments: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// Digests of definitions, by tool: another definition is held back.
+    pub pins: BTreeMap<String, Digest>,
+    /// Whether the server may have the agent's model write.
+    pub sampling: bool,
+    /// Whether the server may ask the person at the agent.
+    pub elicitation: bool,
+    /// Whether the server may ask where the agent works.
+    pub roots: bool,
+}
+
+/// A protocol of JSON-RPC messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RpcProtocol {
+    /// The Agent2Agent Protocol.
+    A2a,
+    /// The Model Context Protocol.
+    #[default]
+    Mcp,
 }
 
 impl LlmRules {
@@ -241,6 +281,7 @@ impl Grant {
                 streaming: None,
                 formats: Vec::new(),
             },
+            rpc: None,
         }
     }
 }

@@ -221,8 +221,10 @@ impl Policy {
         }
 
         let checked = Validator::new(schema).validate(&all, ValidationMode::Strict);
-        if let Some(error) = checked.validation_errors().next() {
-            return Err(PolicyError::Schema { rule: error.policy_id().to_string(), why: one_line(&error.to_string()) });
+        // Cedar finds them in any order; people get the same one each time.
+        let errors = checked.validation_errors().map(|e| (e.policy_id().to_string(), one_line(&e.to_string())));
+        if let Some((rule, why)) = errors.min() {
+            return Err(PolicyError::Schema { rule, why });
         }
         index.seal().map_err(|e| compile_error("index", &*e))?;
         Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_content, sources })

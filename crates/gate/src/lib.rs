@@ -22,6 +22,8 @@
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
 //! - [`dial`]: which addresses may be dialled
+//! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
+//! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
 //! - [`ingress`]: people come in
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
 

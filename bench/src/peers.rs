@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig, Ready};
-use ringfence_model::manifest::{Grant, Place, Scheme, TlsMode, Trust};
+use ringfence_model::manifest::{Grant, Place};
 use ringfence_model::{SandboxId, SecretText};
 use ringfence_sys::capture::Capture;
 use ringfence_sys::spawn::{Spawn, sealed};
@@ -226,18 +226,11 @@ impl World {
         let ca = std::fs::read_to_string(self.dir.join("up-ca.pem"))?;
         let grant = |host: String| -> Result<Grant, Failure> {
             Ok(Grant {
-                host: host.parse()?,
-                port: 443,
-                scheme: Scheme::Https,
                 methods: vec!["GET".into(), "POST".into()],
                 paths: vec!["/bytes/*".into(), "/sink".into(), "/sse".into()],
-                credential: None,
-                models: vec![],
-                trust: Trust::Trusted,
-                tls: TlsMode::Inspect,
                 connect_to: Some(self.upstream),
                 ca_pem: Some(ca.clone()),
-                allow_private: false,
+                ..Grant::to(host.parse()?)
             })
         };
         let mut grants = (1..grants).map(|n| grant(format!("h{n}.example.org"))).collect::<Result<Vec<_>, _>>()?;
@@ -247,18 +240,9 @@ impl World {
             placeholder: "rf-placeholder-openai-000".into(),
             secret: SecretText::new("sk-live-0123456789abcdef".into()),
         };
-        Ok(GateConfig {
-            agent: "analyst".parse()?,
-            sandbox: SandboxId::from_parts(1, [1; 8]),
-            grants,
-            guardrails: vec![],
-            credentials: [("openai".to_owned(), lease)].into(),
-            ingress: None,
-            uid: 65_534,
-            gid: 65_534,
-            danger_unconfined: false,
-            fds: Fds::default(),
-        })
+        let sandbox = SandboxId::from_parts(1, [1; 8]);
+        let closed = GateConfig::closed("analyst".parse()?, sandbox, 65_534, 65_534, Fds::default());
+        Ok(GateConfig { grants, credentials: [("openai".to_owned(), lease)].into(), ..closed })
     }
 }
 
@@ -276,7 +260,7 @@ fn start_gate(
     let spool =
         std::fs::File::options().create(true).append(true).read(true).open(dir.join(format!("{name}.spool")))?;
     config.fds =
-        Fds { tcp: vec![10, 11], dns: vec![12, 13], udp_sink: vec![14, 15], host_netns: Some(6), spool: 4, ready: 5 };
+        Fds { tcp: vec![10, 11], dns: vec![12, 13], udp_sink: vec![14, 15], host_netns: Some(6), spool: 4, ready: 5, ..Fds::default() };
     let orders = sealed("gate-config", &serde_json::to_vec(&config)?)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![(orders, 3), (spool.into(), 4), (ready_write, 5), (host.into(), 6)];
     fds.extend(tcp.into_iter().chain(dns).chain(udp).zip(10..));

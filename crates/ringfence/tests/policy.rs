@@ -168,3 +168,33 @@ fn claims_about_every_call_are_proved_or_refuted() {
     place.write("rails/org.cedar", GUARD_RAIL);
     assert!(place.run(&claim).ends_with("exit code 0\n"));
 }
+
+#[test]
+fn a_case_says_what_a_model_is_asked() {
+    let place = Place::new(|manifest| manifest.replace("credential = \"openai\"", "[grant.llm]\ntools = [\"search\"]"));
+    place.write(
+        "ringfence.test.toml",
+        r#"
+[[case]]
+call = "POST https://api.openai.com/v1/chat/completions"
+llm = { models = ["gpt-4o-mini"], tools = ["search"] }
+model = "gpt-4o-mini"
+expect = "allow"
+
+[[case]]
+call = "POST https://api.openai.com/v1/chat/completions"
+llm = { tools = ["shell"] }
+model = "gpt-4o-mini"
+expect = "deny"
+reason = "llm_not_granted"
+
+[[case]]
+call = "POST https://api.openai.com/v1/chat/completions"
+llm = { models = ["gpt-4o-mini", "gpt-5"] }
+model = "gpt-4o-mini"
+expect = "deny"
+reason = "model_not_granted"
+"#,
+    );
+    assert_snapshot!(place.run(&["test", "new.toml"]));
+}

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 
-use ringfence_audit::{CallIntent, Direction, Event, Outcome};
+use ringfence_audit::{CallIntent, Direction, Event, LlmAsked, Outcome};
 use ringfence_fleet::api::AuditRequest;
 use ringfence_model::manifest::FILE_NAME;
 use ringfence_model::{AgentName, Fault, Manifest, Report};
-use ringfence_policy::{Call, Decision, Policy};
+use ringfence_policy::{Call, Decision, LlmCall, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::{NOT_PASSED, up};
@@ -173,12 +173,48 @@ struct Case {
     expect: Outcome,
     name: Option<String>,
     model: Option<String>,
+    /// What the body asks of a language model.
+    llm: Option<LlmCase>,
     #[serde(default)]
     websocket: bool,
     /// The reason's code, where it matters.
     reason: Option<String>,
     /// A rule that must be among those that decided.
     rule: Option<String>,
+}
+
+/// What a body asks of a language model, as a case says it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LlmCase {
+    api: String,
+    models: Vec<String>,
+    tools: Vec<String>,
+    prompts: Vec<String>,
+    streaming: bool,
+    format: String,
+    max_tokens: Option<u64>,
+}
+
+impl Default for LlmCase {
+    fn default() -> Self {
+        Self {
+            api: "openai.chat".into(),
+            models: Vec::new(),
+            tools: Vec::new(),
+            prompts: Vec::new(),
+            streaming: false,
+            format: "text".into(),
+            max_tokens: None,
+        }
+    }
+}
+
+impl From<LlmCase> for LlmCall {
+    fn from(case: LlmCase) -> Self {
+        let LlmCase { api, models, tools, prompts, streaming, format, max_tokens } = case;
+        Self { api, models, tools, prompts, streaming, format, max_tokens }
+    }
 }
 
 /// How a case went, for scripts.
@@ -238,7 +274,7 @@ fn read_cases(path: &Path) -> Result<Vec<Case>, Report> {
         Report::new("policy.cases", Fault::Caller, format!("the cases `{}` are not right", path.display()))
             .cause(e.to_string().trim())
             .hint(
-                "each `[[case]]` has `call` and `expect`, and may have `name`, `model`, `websocket`, `reason`, `rule`",
+                "each `[[case]]` has `call` and `expect`, and may have `name`, `model`, `llm`, `websocket`, `reason`, `rule`",
             )
     })?;
     if file.case.is_empty() {
@@ -255,6 +291,12 @@ fn try_case(subject: &Subject, path: &Path, case: Case) -> Result<Tried, Report>
         report.cause(cause)
     })?;
     (call.model, call.websocket) = (case.model, case.websocket);
+    call.llm = case.llm.map(LlmCall::from);
+    if let (Some(llm), Some(model)) = (&mut call.llm, &call.model)
+        && !llm.models.contains(model)
+    {
+        llm.models.insert(0, model.clone());
+    }
     let decided = Decided::of(&call, &subject.decide(&call));
     let passed = decided.decision == case.expect
         && case.reason.as_ref().is_none_or(|reason| reason == decided.reason)
@@ -390,6 +432,10 @@ fn as_call(intent: &CallIntent) -> Option<Call> {
     };
     let mut call: Call = text.parse().ok()?;
     call.model.clone_from(&intent.model);
+    call.llm = intent.llm.as_deref().map(|asked| {
+        let LlmAsked { api, models, tools, prompts, streaming, format, max_tokens } = asked.clone();
+        LlmCall { api, models, tools, prompts, streaming, format, max_tokens }
+    });
     call.websocket = intent.protocol == "websocket";
     Some(call)
 }

@@ -9,8 +9,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::budget::{Account, Amounts};
-use crate::inspect::{EchoGuard, Search};
+use crate::echo::EchoGuard;
 use crate::llm::Tap;
+use crate::misdirect::Search;
 use crate::record::Call;
 use crate::relay::Checkin;
 use crate::rpc::Filter;
@@ -32,7 +33,7 @@ pub enum UpBody {
         /// The call, which counts its bytes.
         call: Arc<Call>,
         /// What is searched for in its beginning.
-        search: Option<Search>,
+        search: Option<Box<Search>>,
         /// What its bytes count against.
         account: Option<Arc<Account>>,
     },
@@ -64,13 +65,16 @@ impl Body for UpBody {
                     },
                 };
                 if let Some(data) = frame.data_ref() {
+                    if let Some(Err(denial)) = search.as_mut().map(|search| search.check(data)) {
+                        // What went before is out; this and all after it is not.
+                        call.found(denial.code);
+                        call.failed(format!("{}: {}", denial.code, denial.why));
+                        return Poll::Ready(Some(Err(denial.why.into())));
+                    }
                     call.sent(data.len());
                     if account.as_ref().is_some_and(|account| !account.bytes(data.len())) {
                         call.failed(SPENT);
                         return Poll::Ready(Some(Err(SPENT.into())));
-                    }
-                    if search.as_mut().is_some_and(|search| search.finds(data)) {
-                        call.found("placeholder_leak");
                     }
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -294,9 +298,8 @@ impl Relayed {
             (None, None) => Bytes::new(),
         };
         let Some(echo) = &mut self.echo else { return (counted, false) };
-        let (mut out, mut found) = echo.push(counted);
-        let (tail, more) = echo.finish();
-        found |= more;
+        let (mut out, found) = echo.push(counted);
+        let tail = echo.finish();
         if !tail.is_empty() {
             out = [out, tail].concat().into();
         }

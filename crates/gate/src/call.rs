@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRANSFER_ENCODING,
-    UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -18,17 +18,18 @@ use ringfence_model::manifest::{LlmRules, Scheme, Trust, Unit};
 use ringfence_model::{CallId, HostName};
 use ringfence_policy::{Denial, HttpRequest, Permit};
 
-use crate::body::{Count, DownBody, UpBody};
+use crate::body::{Count, DownBody};
 use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
-use crate::config::CredentialLease;
 use crate::dial::NoAddress;
-use crate::inspect::EchoGuard;
+use crate::echo::EchoGuard;
+use crate::inject::{Credential, Head, Target};
 use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
+use crate::misdirect::{MAX_SEARCHED_BYTES, Search};
 use crate::record::{Call, Subject};
 use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
-use crate::{Gate, decide, identify, inject, inspect, llm, refuse, relay, rpc};
+use crate::{Gate, decide, identify, inject, llm, refuse, relay, rpc};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -120,9 +121,21 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         Some(asked) => llm::plan(&gate.ledger, behalf, asked, &rules).map_err(|denial| denied(&subject, denial))?,
     };
     let (content, usage) = bind(content, asked.as_ref(), &plan, &rules).map_err(|denial| denied(&subject, denial))?;
+
+    // inspect: what is wrong with it is found before any of it leaves, as far as it is there
+    let credential = match permit.credential().map(|name| gate.credentials.get(name)) {
+        Some(None) => return Err(denied(&subject, Denial::new("no_lease", "its credential is not leased"))),
+        credential => credential.flatten(),
+    };
+    let agent_side = parts.extensions.remove::<OnUpgrade>();
+    let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
+    let readable = credential.is_some() || asked.is_some() || peer.is_some();
+    let prepared = prepare(line, &permit, parts, content, websocket, credential, readable).await;
+    let prepared = prepared.map_err(|denial| denied(&subject, denial))?;
+
     let account = account(gate, plan.want, behalf).await;
     let account = account.map_err(|spent| Refused::Spent(Box::new(subject.clone()), spent))?;
-    if let (Some(account), Content::Whole(bytes)) = (&account, &content) {
+    if let (Some(account), Content::Whole(bytes)) = (&account, &prepared.content) {
         account.bytes(bytes.len());
     }
     let give_back = || account.iter().for_each(|account| account.give_back());
@@ -152,14 +165,12 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         failed(why, UNREACHABLE)
     })?;
 
-    // inspect and inject
-    let lease = lease(gate, &permit).map_err(|why| failed(why, "the credential could not be used"))?;
-    let agent_side = parts.extensions.remove::<OnUpgrade>();
-    let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
-    let body = content.into_body(&call, gate.leaks.search(), account.as_ref());
-    let readable = lease.is_some() || asked.is_some() || peer.is_some();
-    let outgoing = prepare(gate, parts, body, websocket, lease, readable, &call)
-        .map_err(|why| failed(why, "the credential could not be used"))?;
+    // inject
+    let injected = inject(line, prepared, &method, websocket, credential, (&call, account.as_ref())).await;
+    let (outgoing, echo) = injected.map_err(|why| {
+        give_back();
+        failed(why, "the credential could not be used")
+    })?;
 
     // relay
     let sent = relay::send(gate, &permit, way, &line.host, line.port, outgoing, &call).await;
@@ -170,8 +181,8 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         failed(why, UNREACHABLE)
     })?;
     call.status(response.status().as_u16());
-    let echo = lease.map(EchoGuard::new);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let echo = echo.map(EchoGuard::of_messages);
         return upgraded(response, agent_side.filter(|_| websocket), echo, call, account)
             .map_err(|(why, id)| Refused::Failed(id, why));
     }
@@ -339,55 +350,96 @@ pub(crate) fn ask_for_websocket(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-fn lease<'a>(gate: &'a Gate, permit: &Permit) -> Result<Option<&'a CredentialLease>, String> {
-    match permit.credential() {
-        None => Ok(None),
-        Some(name) => gate.leases.get(name).map(Some).ok_or_else(|| format!("no_lease: {name}")),
-    }
+/// A request as it will be sent, but for the secret in its head.
+struct Prepared {
+    head: Head,
+    content: Content,
+    /// What is searched for in the body while it streams.
+    search: Option<Box<Search>>,
+    /// What stands for the body in a signature.
+    payload: Option<String>,
 }
 
-/// The request as it will be sent: without what is between neighbours, with the secret in its place.
-fn prepare(
-    gate: &Gate,
+/// Takes away what is between neighbours and what the agent wrote in the credential's place, and looks through the rest.
+async fn prepare(
+    line: &Line,
+    permit: &Permit,
     parts: Parts,
-    body: UpBody,
+    content: Content,
     websocket: bool,
-    lease: Option<&CredentialLease>,
+    credential: Option<&Credential>,
     readable: bool,
-    call: &Call,
-) -> Result<Outgoing, String> {
-    let mut query = parts.uri.query().map(str::to_owned);
-    let mut headers = parts.headers;
-    relay::strip_hop_by_hop(&mut headers);
-    if matches!(body, UpBody::Whole { .. }) {
-        // It may be another length by now; the relay writes it anew.
-        headers.remove(CONTENT_LENGTH);
-    }
+) -> Result<Prepared, Denial> {
+    let placeholders = &line.gate.placeholders;
+    let mut head = Head::new(parts.headers, permit.path().unwrap_or_default(), parts.uri.query());
+    relay::strip_hop_by_hop(&mut head.headers);
     // The gate itself answers with 100, as soon as it wants the body.
-    headers.remove(EXPECT);
+    head.headers.remove(EXPECT);
     if websocket {
-        ask_for_websocket(&mut headers);
+        ask_for_websocket(&mut head.headers);
     }
-    let own = lease.and_then(inject::own_header);
-    if let Some(lease) = lease {
-        // WHY first inject, then search: the agent's placeholder in its own place is gone by then, in a header as
-        // in the query, so that whatever is found is where it does not belong.
-        inject::inject(lease, &mut headers, &mut query).map_err(|why| format!("inject: {why}"))?;
+    if let Some(credential) = credential {
+        credential.take_out(&mut head)?;
     }
     if readable {
         // What comes back must be readable, or an echo of the secret could pass, and what was used would not be known.
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.remove("sec-websocket-extensions");
+        head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        head.headers.remove("sec-websocket-extensions");
     }
-    if gate.leaks.occur_in_head(&headers, query.as_deref(), own.as_ref()) {
-        call.found("placeholder_leak");
+    placeholders.check_head(&line.host.to_string(), &head.path, head.query.as_deref(), &head.headers)?;
+
+    let needed = credential.is_some_and(|credential| inject::needs_body(credential.lease()));
+    let length = head.headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
+    let short = !placeholders.is_empty() && length.is_some_and(|length| length <= MAX_SEARCHED_BYTES);
+    let mut content = match content {
+        Content::Begun(..) if needed => {
+            return Err(Denial::new("body_too_large", "the credential needs the body, which is too large to be read"));
+        }
+        Content::Stream(body) if needed || short => llm::gather(&head.headers, body, true).await?,
+        content => content,
+    };
+    let known = if let Content::Whole(bytes) = &content { Some(&**bytes) } else { None };
+    let payload = match credential {
+        Some(credential) => credential.payload(&head.headers, known)?,
+        None => None,
+    };
+    let Content::Whole(bytes) = &mut content else {
+        let search = placeholders.search(&head.headers)?.map(Box::new);
+        return Ok(Prepared { head, content, search, payload });
+    };
+    match credential.map(|c| inject::into_body(c.lease(), &head.headers, bytes)).transpose()?.flatten() {
+        None => placeholders.check_body(&head.headers, bytes)?,
+        Some((with, without)) => {
+            placeholders.check_body(&head.headers, &without)?;
+            *bytes = with;
+        }
     }
-    if let UpBody::Whole { bytes: Some(bytes), .. } = &body
-        && gate.leaks.occur_in(bytes.get(..inspect::MAX_SEARCHED_BYTES.min(bytes.len())).unwrap_or_default())
-    {
-        call.found("placeholder_leak");
-    }
-    Ok(Outgoing { method: parts.method, headers, query, body, websocket })
+    // It may be another length by now; the relay writes it anew.
+    head.headers.remove(CONTENT_LENGTH);
+    Ok(Prepared { head, content, search: None, payload })
+}
+
+/// The request as it will be sent, with the secret in its place, and what guards its answer.
+async fn inject(
+    line: &Line,
+    prepared: Prepared,
+    method: &Method,
+    websocket: bool,
+    credential: Option<&Credential>,
+    (call, account): (&Arc<Call>, Option<&Arc<Account>>),
+) -> Result<(Outgoing, Option<EchoGuard>), String> {
+    let Prepared { mut head, content, search, payload } = prepared;
+    let echo = match credential {
+        None => None,
+        Some(credential) => {
+            let authority = relay::authority(line.scheme, &line.host, line.port);
+            let target = Target { method, authority: &authority, payload: payload.as_deref() };
+            Some(credential.put_in(&mut head, &target, &line.gate.dialler, &line.gate.recorder).await?)
+        }
+    };
+    let body = content.into_body(call, search, account);
+    let Head { headers, path, query, .. } = head;
+    Ok((Outgoing { method: method.clone(), headers, path: Some(path), query, body, websocket }, echo))
 }
 
 /// What an answer goes through on its way back.
@@ -407,13 +459,16 @@ fn brought_back(
     back: Back,
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
-    let Back { mut echo, counting, rpc, account, checkin } = back;
+    let Back { echo, counting, rpc, account, checkin } = back;
     let (mut parts, body) = response.into_parts();
     let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
         return Err("transfer_coded: the upstream sent its answer in a transfer coding that was not asked for".into());
     }
     relay::strip_hop_by_hop(&mut parts.headers);
+    let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    let messages = parts.headers.get(CONTENT_TYPE).is_some_and(grpc);
+    let mut echo = if messages { echo.map(EchoGuard::of_messages) } else { echo };
     let bodiless = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || http_body::Body::is_end_stream(&body);

@@ -10,8 +10,9 @@
 //! - [`accept`]: a connection comes in, whatever its destination
 //! - [`identify`]: what it speaks and where it means to go
 //! - [`decide`]: the policy is asked
-//! - [`inspect`]: what its content gives away
-//! - [`inject`]: the placeholder becomes the secret
+//! - [`inspect`]: what its content gives away; [`misdirect`] searches for placeholders, [`echo`] for secrets
+//! - [`inject`]: the placeholder becomes the secret; [`fields`] in bodies, [`sigv4`] in signatures, [`token`] where a
+//!   token is got for it
 //! - [`relay`]: the call is sent, and its answer brought back
 //! - [`record`]: the intent before, the outcome after
 //!
@@ -21,6 +22,8 @@
 //! - [`resolver`]: names become addresses that mean the name and nothing else
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
+//! - [`coding`]: content codings undone
+//! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
@@ -31,23 +34,30 @@ pub mod accept;
 pub mod body;
 pub mod budget;
 pub mod call;
+pub mod coding;
 pub mod config;
 pub mod datagram;
 pub mod decide;
 pub mod dial;
+pub mod echo;
+pub mod fields;
 pub mod identify;
 pub mod ingress;
 pub mod inject;
 pub mod inspect;
 pub mod llm;
+pub mod misdirect;
+mod needle;
 pub mod process;
 pub mod record;
 pub mod refuse;
 pub mod relay;
 pub mod resolver;
 pub mod rpc;
+pub mod sigv4;
 mod stream;
 pub mod tls;
+pub mod token;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,7 +68,7 @@ use ringfence_model::{AgentName, Explain, Fault};
 use ringfence_policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
-use crate::config::{CredentialLease, GateConfig};
+use crate::config::GateConfig;
 
 /// Connections that are open at once; further ones wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -67,8 +77,8 @@ pub const MAX_CONNECTIONS: usize = 1024;
 pub struct Gate {
     pub(crate) policy: Policy,
     pub(crate) decisions: decide::Decisions,
-    pub(crate) leases: BTreeMap<String, CredentialLease>,
-    pub(crate) leaks: inspect::Placeholders,
+    pub(crate) credentials: BTreeMap<String, inject::Credential>,
+    pub(crate) placeholders: misdirect::Placeholders,
     pub(crate) recorder: Arc<record::Recorder>,
     pub(crate) names: resolver::Names,
     pub(crate) authority: tls::Authority,
@@ -78,6 +88,20 @@ pub struct Gate {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: rpc::Servers,
+}
+
+/// What the gate enforces beside the policy. All of it is on; no configuration can change that, only the tests that show
+/// what each barrier is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Barriers {
+    /// A call with a placeholder where it does not belong is denied.
+    pub misdirected_placeholders: bool,
+}
+
+impl Default for Barriers {
+    fn default() -> Self {
+        Self { misdirected_placeholders: true }
+    }
 }
 
 /// Why a gate cannot be opened.
@@ -156,7 +180,9 @@ impl Explain for GateError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Policy { source, .. } => source.hint(),
-            Self::Secret { .. } => Some("look at the secret for line breaks and other control characters".into()),
+            Self::Secret { .. } => {
+                Some("look at the secret: its form, line breaks and other control characters".into())
+            }
             _ => None,
         }
     }
@@ -170,7 +196,15 @@ impl Gate {
     /// [`GateError`].
     pub fn open(config: &GateConfig, log: Arc<dyn Record>) -> Result<Arc<Self>, GateError> {
         let authority = Self::authority(config)?;
-        Self::open_with(config, log, authority, budget::Files::default())
+        Self::open_with(config, log, authority, budget::Files::default(), Barriers::default())
+    }
+
+    /// As [`Gate::open`], with barriers down. For tests, which show the attack that a barrier stops.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn danger_open(config: &GateConfig, log: Arc<dyn Record>, barriers: Barriers) -> Result<Arc<Self>, GateError> {
+        Self::open_with(config, log, Self::authority(config)?, budget::Files::default(), barriers)
     }
 
     /// As [`Gate::open`], with files to count budgets in.
@@ -182,7 +216,7 @@ impl Gate {
         log: Arc<dyn Record>,
         files: budget::Files,
     ) -> Result<Arc<Self>, GateError> {
-        Self::open_with(config, log, Self::authority(config)?, files)
+        Self::open_with(config, log, Self::authority(config)?, files, Barriers::default())
     }
 
     /// The authority of a gate to be. It is made first, because whoever starts the agent waits for its certificate.
@@ -198,6 +232,7 @@ impl Gate {
         log: Arc<dyn Record>,
         authority: tls::Authority,
         counters: budget::Files,
+        barriers: Barriers,
     ) -> Result<Arc<Self>, GateError> {
         let agent = config.agent.clone();
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
@@ -207,18 +242,30 @@ impl Gate {
                 return Err(GateError::NoLease { number: at + 1, credential: credential.clone() });
             }
         }
-        for (credential, lease) in &config.credentials {
-            inject::check(lease).map_err(|why| GateError::Secret { credential: credential.clone(), why })?;
-        }
         let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
         let trust = tls::Trust::load(&config.grants).map_err(tls)?;
+        let mut credentials = BTreeMap::new();
+        for (name, lease) in &config.credentials {
+            let anchors = match lease.place.endpoint().and_then(token::route) {
+                Some(route) => tls::Trust::load(&[route]).map_err(tls)?.client(0, tls::Offer::Http1),
+                None => None,
+            };
+            let read = inject::Credential::read(name, lease, anchors);
+            let credential = read.map_err(|why| GateError::Secret { credential: name.clone(), why })?;
+            credentials.insert(name.clone(), credential);
+        }
+        let placeholders = if barriers.misdirected_placeholders {
+            misdirect::Placeholders::new(&config.credentials)
+        } else {
+            misdirect::Placeholders::default()
+        };
         Ok(Arc::new(Self {
             policy,
             decisions: decide::Decisions::default(),
-            leases: config.credentials.clone(),
-            leaks: inspect::Placeholders::new(&config.credentials),
+            credentials,
+            placeholders,
             recorder: Arc::new(record::Recorder::new(log)),
             names: resolver::Names::default(),
             authority,

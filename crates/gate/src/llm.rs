@@ -23,7 +23,8 @@ use ringfence_policy::{Denial, LlmCall};
 
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts, Behalf, Ledger};
-use crate::inspect::{MAX_BODY_BYTES, Search};
+use crate::inspect::MAX_BODY_BYTES;
+use crate::misdirect::Search;
 use crate::record::Call;
 
 /// What is reserved for an answer, and the most it may be, where a budget counts and the call sets no bound.
@@ -48,7 +49,7 @@ pub enum Content<B = Incoming> {
 
 impl Content {
     /// The body to be sent.
-    pub fn into_body(self, call: &Arc<Call>, search: Option<Search>, account: Option<&Arc<Account>>) -> UpBody {
+    pub fn into_body(self, call: &Arc<Call>, search: Option<Box<Search>>, account: Option<&Arc<Account>>) -> UpBody {
         let call = Arc::clone(call);
         let account = account.cloned();
         match self {
@@ -184,7 +185,10 @@ pub async fn whole(headers: &HeaderMap, content: Content) -> Result<Bytes, Denia
 }
 
 /// Reads a body whole, if it is not too large. If it need not be whole, what is too large stays a stream.
-async fn gather<B>(headers: &HeaderMap, mut body: B, strict: bool) -> Result<Content<B>, Denial>
+///
+/// # Errors
+/// A denial: `body_too_large` or `body_broken`.
+pub async fn gather<B>(headers: &HeaderMap, mut body: B, strict: bool) -> Result<Content<B>, Denial>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,

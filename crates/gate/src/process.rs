@@ -144,7 +144,7 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         .map_err(|e| host("start the event loop").because(&e))?;
     let gate = {
         let _entered = runtime.enter();
-        Gate::open_with(&config, Arc::new(spool), authority, files).map_err(Report::from)?
+        Gate::open_with(&config, Arc::new(spool), authority, files, crate::Barriers::default()).map_err(Report::from)?
     };
 
     let barrier = |e: ConfineError| {

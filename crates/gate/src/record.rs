@@ -121,13 +121,29 @@ impl Recorder {
         permit: &Permit,
         untrusted: bool,
     ) -> Result<Arc<Call>, RecordError> {
-        let id = new_id();
-        let mut intent = intent(id.clone(), subject, Outcome::Allow);
+        let mut intent = intent(new_id(), subject, Outcome::Allow);
         intent.reason = permit.reason().into();
         intent.why = permit.why().into();
         intent.rules = permit.rules().to_vec();
         intent.credential = permit.credential().map(str::to_owned);
         intent.trust = untrusted.then(|| "untrusted".into());
+        self.begin(intent)
+    }
+
+    /// Records that the gate itself is about to call, to get an access token for a credential.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the call must then not be made.
+    pub fn own(self: &Arc<Self>, subject: Subject, credential: &str) -> Result<Arc<Call>, RecordError> {
+        let mut intent = intent(new_id(), subject, Outcome::Allow);
+        intent.reason = "credential_token".into();
+        intent.why = format!("the gate gets an access token for credential `{credential}`");
+        intent.credential = Some(credential.to_owned());
+        self.begin(intent)
+    }
+
+    fn begin(self: &Arc<Self>, intent: CallIntent) -> Result<Arc<Call>, RecordError> {
+        let id = intent.call.clone();
         self.event(Event::CallIntent(intent))?;
         Ok(Arc::new(Call {
             id,

@@ -24,8 +24,8 @@ use crate::Gate;
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts};
 use crate::dial::NoAddress;
+use crate::echo::EchoGuard;
 use crate::ingress::Sockets;
-use crate::inspect::EchoGuard;
 use crate::record::Call;
 use crate::stream::{Gather, ReadAhead};
 use crate::tls::{self, Offer};
@@ -92,6 +92,9 @@ pub struct Outgoing {
     pub method: Method,
     /// Its headers, with the secret in them.
     pub headers: HeaderMap,
+    /// The path that was decided, with the secret in it where the credential's place is there; `None`: as it was
+    /// decided.
+    pub path: Option<String>,
     /// Its query, with the secret in it.
     pub query: Option<String>,
     /// Its body.
@@ -186,6 +189,7 @@ pub async fn send(
     let (Some(at), Some(grant), Some(path)) = (permit.grant(), gate.grant(permit), permit.path()) else {
         return Err("permit: it allows no request".into());
     };
+    let path = outgoing.path.as_deref().unwrap_or(path);
     let upstream = Upstream { grant: at, host: host.clone(), port };
     let target = match &outgoing.query {
         Some(query) => format!("{path}?{query}"),
@@ -265,14 +269,7 @@ fn address(
     sender: &Sender,
 ) -> Result<(), String> {
     let broken = |e: http::Error| format!("request: {e}");
-    let name = match host {
-        HostName::Address(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
-        _ => host.to_string(),
-    };
-    let authority = match (scheme, port) {
-        (Scheme::Http, 80) | (Scheme::Https, 443) => name,
-        _ => format!("{name}:{port}"),
-    };
+    let authority = authority(scheme, host, port);
     match sender {
         Sender::H1(_) => {
             let value = HeaderValue::from_str(&authority).map_err(|e| broken(e.into()))?;
@@ -293,6 +290,19 @@ fn address(
         }
     }
     Ok(())
+}
+
+/// A host as requests name it, with the port where that is not its scheme's own.
+#[must_use]
+pub fn authority(scheme: Scheme, host: &HostName, port: u16) -> String {
+    let name = match host {
+        HostName::Address(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
+        _ => host.to_string(),
+    };
+    match (scheme, port) {
+        (Scheme::Http, 80) | (Scheme::Https, 443) => name,
+        _ => format!("{name}:{port}"),
+    }
 }
 
 /// Dials an upstream and makes ready to speak HTTP with it.
@@ -508,7 +518,7 @@ where
             let count = upstream_read.read(&mut buffer).await.map_err(|e| format!("tunnel_down: {e}"))?;
             let mut bytes = Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default());
             if let Some(guard) = &mut echo {
-                let (out, found) = if count == 0 { guard.finish() } else { guard.push(bytes) };
+                let (out, found) = if count == 0 { (guard.finish(), false) } else { guard.push(bytes) };
                 if found {
                     call.found("secret_echo_cut");
                     return Err("secret_echo: the upstream sent the secret back".to_owned());

@@ -180,20 +180,6 @@ async fn an_echo_of_the_secret_comes_back_as_the_placeholder() {
 }
 
 #[tokio::test]
-async fn a_placeholder_where_it_does_not_belong_is_a_finding() {
-    let (ca, upstream) = world(ONE).await;
-    let fence = Fence::new(vec![grant(upstream.address, &ca)]);
-    let mut client = fence.h1().await;
-    let bodies = [post("/", &format!("please use {PLACEHOLDER}")), get(&format!("/?k={PLACEHOLDER}")), get("/")];
-    for (nth, request) in bodies.into_iter().enumerate() {
-        client.ready().await.unwrap();
-        body_of(client.send_request(request).await.unwrap()).await;
-        let want: &[&str] = if nth < 2 { &["placeholder_leak"] } else { &[] };
-        assert_eq!(fence.log.outcome(nth).await.findings, want);
-    }
-}
-
-#[tokio::test]
 async fn a_secret_in_the_query_replaces_what_the_agent_wrote() {
     let (ca, upstream) = world(ONE).await;
     let mut config: GateConfig = config(vec![keyed(grant(upstream.address, &ca))]);

@@ -4,10 +4,13 @@
 //! It leans on `model` alone.
 //!
 //! - [`Vault`]: seal, open, remove
+//! - [`placeholder()`]: what an agent holds in a secret's stead
 //! - [`fetch`]: read a secret from where a manifest says it is, with the rights of the caller
 
+mod placeholder;
 mod source;
 mod vault;
 
-pub use source::{SourceError, fetch, placeholder};
+pub use placeholder::{NoRandomness, placeholder};
+pub use source::{SourceError, fetch, is_usable, one_line};
 pub use vault::{Vault, VaultError};

@@ -1,4 +1,4 @@
-//! Where secrets come from, and what an agent holds in their stead.
+//! Where secrets come from.
 
 use std::path::Path;
 use std::process::Command;
@@ -73,30 +73,34 @@ pub fn fetch(
                 .map_err(|_| absent(format!("`{program}` printed no text"), "print the secret as UTF-8".into()))?
         }
     };
-    let text = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-    if text.is_empty() || text.len() > MAX_BYTES || text.chars().any(char::is_control) {
+    let text = one_line(text.strip_suffix('\n').unwrap_or(&text));
+    if !is_usable(&text) {
         return Err(absent(
             "its value is empty, too long, or has control characters".into(),
-            "give one line of text".into(),
+            "give one line of text, a JSON object or a PEM".into(),
         ));
     }
     Ok(Some(SecretText::new(text)))
 }
 
-/// What the agent sees instead of a secret: it says what it is, and is of no use anywhere.
-///
-/// It keeps the first characters that client libraries check for, such as `sk-`.
+/// Whether a text may be a secret: not empty, not too long, and without control characters but the line breaks of a PEM.
 #[must_use]
-pub fn placeholder(credential: &str, secret: &SecretText, random: [u8; 8]) -> String {
-    let prefix = secret
-        .reveal()
-        .split_once('-')
-        .map(|(head, _)| head)
-        .filter(|head| (1..=4).contains(&head.len()) && head.bytes().all(|b| b.is_ascii_lowercase()))
-        .map_or(String::new(), |head| format!("{head}-"));
-    let tail: String = random.iter().map(|b| format!("{b:02x}")).collect();
-    let name: String = credential.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
-    format!("{prefix}ringfence-placeholder-{name}-{tail}")
+pub fn is_usable(text: &str) -> bool {
+    let breaks = text.starts_with("-----BEGIN ");
+    let control = |c: char| c.is_control() && !(breaks && matches!(c, '\n' | '\r'));
+    !text.is_empty() && text.len() <= MAX_BYTES && !text.chars().any(control)
+}
+
+/// A JSON object, such as a service account's key, without its line breaks; any other text as it is.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    if text.starts_with('{')
+        && let Ok(object) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
+        && let Ok(line) = serde_json::to_string(&object)
+    {
+        return line;
+    }
+    text.to_owned()
 }
 
 #[cfg(test)]
@@ -127,9 +131,18 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_look_right_to_clients_and_hold_nothing() {
-        let made = placeholder("openai", &SecretText::new("sk-live-1234567890".into()), [1; 8]);
-        assert_eq!(made, "sk-ringfence-placeholder-openai-0101010101010101");
-        assert!(!placeholder("x", &SecretText::new("supersecret".into()), [1; 8]).contains("supersecret"));
+    fn keys_of_many_lines_become_one_and_other_texts_must_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let get = |text: &str| {
+            std::fs::write(dir.path().join("s"), text).unwrap();
+            let got = fetch("c", &SecretSource::File("s".into()), dir.path(), &env);
+            got.map(|secret| secret.unwrap().reveal().to_owned()).map_err(|e| e.why)
+        };
+        assert_eq!(get("{\n  \"a\": \"b\"\n}\n"), Ok("{\"a\":\"b\"}".into()));
+        let pem = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----";
+        assert_eq!(get(&format!("{pem}\n")), Ok(pem.into()));
+        assert!(get("a\nb").is_err());
+        assert!(get("{\n a").is_err());
+        assert!(get("-----BEGIN\u{0}").is_err());
     }
 }

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
@@ -26,10 +27,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::Timestamp;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ringfence_audit::{CallIntent, CallOutcome, Event, Record, RecordError};
-use ringfence_gate::Gate;
 use ringfence_gate::accept::{self, Capture};
 use ringfence_gate::budget::{Files, NUMBERS};
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig};
+use ringfence_gate::{Barriers, Gate};
 use ringfence_model::manifest::{Grant, Place};
 use ringfence_model::{SandboxId, SecretText};
 use ringfence_sys::shared::Counters;
@@ -151,6 +152,8 @@ pub fn connector(ca_pem: &str, alpn: &[&[u8]]) -> TlsConnector {
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Heads,
+    /// Bodies that reached it, in the order in which they were complete.
+    pub bodies: Arc<Mutex<Vec<Bytes>>>,
     pub connections: Arc<std::sync::atomic::AtomicUsize>,
 }
 
@@ -160,13 +163,14 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let (heads, count) = (Arc::clone(&seen), Arc::clone(&connections));
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let (heads, count, whole) = (Arc::clone(&seen), Arc::clone(&connections), Arc::clone(&bodies));
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let (tls, heads) = (tls.clone(), Arc::clone(&heads));
+                let (tls, heads) = (tls.clone(), (Arc::clone(&heads), Arc::clone(&whole)));
                 tokio::spawn(async move {
                     match tls {
                         Some(tls) => {
@@ -179,7 +183,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, seen, connections }
+        Self { address, seen, bodies, connections }
     }
 
     pub fn heads(&self) -> Vec<Head> {
@@ -192,9 +196,11 @@ pub type Head = (http::Method, String, HeaderMap, Version);
 
 type Heads = Arc<Mutex<Vec<Head>>>;
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, heads: Heads) {
+type Seen = (Heads, Arc<Mutex<Vec<Bytes>>>);
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, (heads, bodies): Seen) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let heads = Arc::clone(&heads);
+        let (heads, bodies) = (Arc::clone(&heads), Arc::clone(&bodies));
         async move {
             if !request.uri().path().starts_with("/fast") {
                 heads.lock().unwrap().push((
@@ -204,7 +210,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, he
                     request.version(),
                 ));
             }
-            Ok::<_, Infallible>(answer(request).await)
+            Ok::<_, Infallible>(answer(request, &bodies).await)
         }
     });
     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
@@ -229,7 +235,7 @@ fn chunks(parts: Vec<(u64, Vec<u8>)>) -> BoxBody<Bytes, Infallible> {
     body.boxed()
 }
 
-async fn answer(mut request: Request<Incoming>) -> Reply {
+async fn answer(mut request: Request<Incoming>, bodies: &Mutex<Vec<Bytes>>) -> Reply {
     let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
     let said = authorization.unwrap_or_default();
     match request.uri().path().to_owned().as_str() {
@@ -242,6 +248,11 @@ async fn answer(mut request: Request<Incoming>) -> Reply {
         "/gzip" => Response::builder().header("content-encoding", "gzip").body(text(said)).unwrap(),
         "/mcp" => mcp(request).await,
         "/v1/chat/completions" => chat(request).await,
+        "/echo-coded" => {
+            let hex: String = said.bytes().map(|b| format!("{b:02X}")).collect();
+            let shifted = base64::engine::general_purpose::STANDARD.encode(format!("a{said}"));
+            Response::new(text(format!("{hex} {shifted}")))
+        }
         "/sse" => {
             let events = (0..5).map(|n| (40, format!("data: {n}\n\n").into_bytes())).collect();
             Response::builder().header("content-type", "text/event-stream").body(chunks(events)).unwrap()
@@ -279,6 +290,7 @@ async fn answer(mut request: Request<Incoming>) -> Reply {
         }
         _ => {
             let body = request.body_mut().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+            bodies.lock().unwrap().push(body.clone());
             Response::builder().header("x-got", body.len()).body(text(body)).unwrap()
         }
     }
@@ -405,8 +417,12 @@ impl Fence {
     }
 
     pub fn of(config: &GateConfig) -> Self {
+        Self::with(config, Barriers::default())
+    }
+
+    pub fn with(config: &GateConfig, barriers: Barriers) -> Self {
         let log = Arc::new(Log::default());
-        let gate = Gate::open(config, Arc::clone(&log) as Arc<dyn Record>).unwrap();
+        let gate = Gate::danger_open(config, Arc::clone(&log) as Arc<dyn Record>, barriers).unwrap();
         Self { gate, log }
     }
 

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    A2aFile, Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
-    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol,
-    RpcRules, Scheme, SecretSource, TlsMode, Trust,
+    A2aFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth, IngressFile, Kind, Limits,
+    LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, RpcProtocol, RpcRules, Scheme, TlsMode, Trust,
+    credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -134,7 +134,7 @@ pub(super) fn understand(
     let credentials = file
         .credential
         .into_iter()
-        .map(|(name, c)| Ok((name.clone(), credential(&name, c)?)))
+        .map(|(name, c)| Ok((name.clone(), credential::understand(&name, c, ca_files)?)))
         .collect::<Result<std::collections::BTreeMap<_, _>, ManifestError>>()?;
     let mut grants = Vec::with_capacity(file.grant.len());
     for (index, written) in file.grant.into_iter().enumerate() {
@@ -398,58 +398,6 @@ fn llm(number: usize, file: LlmFile) -> Result<LlmRules, ManifestError> {
     Ok(LlmRules { max_tokens, tools, system_prompts, streaming, formats })
 }
 
-fn credential(name: &str, file: CredentialFile) -> Result<Credential, ManifestError> {
-    let place = |key: &str| format!("[credential.{name}] {key}");
-    let forms = "write `env:NAME`, `file:PATH`, `exec:PROGRAM ARG…` or `vault:NAME`";
-    let (kind, rest) = file.from.split_once(':').ok_or_else(|| value(place("from"), "no source kind", forms))?;
-    if rest.trim().is_empty() {
-        return Err(value(place("from"), "nothing after the colon", forms));
-    }
-    let from = match kind {
-        "env" if is_env_name(rest) => SecretSource::Env(rest.into()),
-        "env" => return Err(value(place("from"), format!("`{rest}` is not a variable name"), forms)),
-        "exec" => SecretSource::Exec(rest.split_whitespace().map(str::to_owned).collect()),
-        "file" => SecretSource::File(rest.into()),
-        "vault" => SecretSource::Vault(rest.into()),
-        _ => return Err(value(place("from"), format!("no source kind `{kind}`"), forms)),
-    };
-    let spot = match (file.header, file.query) {
-        (Some(header), None) => {
-            let hint = "write it as `header = \"Authorization: Bearer {}\"`";
-            let (name, template) = header.split_once(':').ok_or_else(|| value(place("header"), "no colon", hint))?;
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
-                return Err(value(place("header"), "not a header name", hint));
-            }
-            if template.matches("{}").count() != 1 {
-                return Err(value(place("header"), "it needs `{}` once, where the secret goes", hint));
-            }
-            Place::Header { name: name.to_ascii_lowercase(), template: template.trim().into() }
-        }
-        (None, Some(query))
-            if !query.is_empty() && query.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) =>
-        {
-            Place::Query { name: query }
-        }
-        (None, Some(_)) => return Err(value(place("query"), "not a parameter name", "write it as `query = \"key\"`")),
-        _ => {
-            return Err(value(
-                format!("[credential.{name}]"),
-                "it needs just one of `header` and `query`",
-                "say where the secret goes, such as `header = \"Authorization: Bearer {}\"`",
-            ));
-        }
-    };
-    let env = match (file.env, &from) {
-        (Some(env), _) if is_env_name(&env) => Some(env),
-        (Some(env), _) => {
-            return Err(value(place("env"), format!("`{env}` is not a variable name"), "use A-Z, 0-9 and `_`"));
-        }
-        (None, SecretSource::Env(env)) => Some(env.clone()),
-        (None, _) => None,
-    };
-    Ok(Credential { from, place: spot, env })
-}
-
 fn ingress(file: IngressFile) -> Result<Ingress, ManifestError> {
     let hint = "write a port, an address or both, such as `127.0.0.1:8501`";
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -479,7 +427,7 @@ fn ingress(file: IngressFile) -> Result<Ingress, ManifestError> {
     Ok(Ingress { port: file.port, publish, auth })
 }
 
-fn is_env_name(text: &str) -> bool {
+pub(super) fn is_env_name(text: &str) -> bool {
     text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::check::{self, ManifestError};
-use super::{BudgetFile, IngressAuth, Kind, Scheme, TlsMode, Trust};
+use super::{BudgetFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, Scheme, TlsMode, Trust};
 use crate::Bytes;
 
 /// The whole file.
@@ -48,6 +48,14 @@ impl ManifestFile {
     /// [`ManifestError::UnknownKey`] with the nearest known key, or [`ManifestError::Syntax`].
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         toml::from_str(text).map_err(|error| check::toml_error(text, &error))
+    }
+
+    /// The files of certificate authorities that it names.
+    pub fn ca_files(&self) -> impl Iterator<Item = &str> {
+        self.grant
+            .iter()
+            .filter_map(|g| g.ca.as_deref())
+            .chain(self.credential.values().flat_map(CredentialFile::ca_files))
     }
 }
 
@@ -224,8 +232,121 @@ pub struct CredentialFile {
     pub header: Option<String>,
     /// Query parameter name.
     pub query: Option<String>,
+    /// Path segment with `{}`, such as `/bot{}/`.
+    pub path: Option<String>,
+    /// Field of a JSON body: `a.b`, or a JSON pointer `/a/b`.
+    pub json: Option<String>,
+    /// Field of a form, urlencoded or multipart.
+    pub form: Option<String>,
+    /// User name, or a template of `user:password` with `{}`.
+    pub basic: Option<String>,
+    /// AWS Signature Version 4.
+    pub sigv4: Option<Sigv4File>,
+    /// OAuth 2.0.
+    pub oauth2: Option<Oauth2File>,
+    /// A Google service account.
+    pub google_service_account: Option<GoogleFile>,
+    /// A GitHub App.
+    pub github_app: Option<GithubFile>,
     /// Environment variable that holds the placeholder.
     pub env: Option<String>,
+    /// How the placeholder begins.
+    pub placeholder: Option<String>,
+}
+
+impl CredentialFile {
+    fn ca_files(&self) -> impl Iterator<Item = &str> {
+        let oauth2 = self.oauth2.as_ref().and_then(|oauth2| oauth2.ca.as_deref());
+        let google = self.google_service_account.as_ref().and_then(|google| google.ca.as_deref());
+        let github = self.github_app.as_ref().and_then(|github| github.ca.as_deref());
+        [oauth2, google, github].into_iter().flatten()
+    }
+}
+
+/// `sigv4 = { … }`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sigv4File {
+    /// Region, such as `eu-central-1`.
+    pub region: String,
+    /// Service, such as `s3`.
+    pub service: String,
+    /// Access key id; the secret may name it instead.
+    pub access_key_id: Option<String>,
+}
+
+/// `oauth2 = { … }`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Oauth2File {
+    /// Token endpoint.
+    pub token_url: String,
+    /// Client id.
+    pub client_id: String,
+    /// Scopes.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// `client_credentials` or `refresh_token`.
+    pub grant: Oauth2Grant,
+    /// Audience.
+    pub audience: Option<String>,
+    /// `basic` or `post`.
+    pub client_auth: Option<ClientAuth>,
+    /// PEM file of certificate authorities.
+    pub ca: Option<String>,
+    /// Address to dial instead.
+    pub connect_to: Option<String>,
+    /// Lift the private-address guard.
+    #[serde(default)]
+    pub allow_private: bool,
+}
+
+/// `google_service_account = { … }`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoogleFile {
+    /// Scopes.
+    pub scopes: Vec<String>,
+    /// The user on whose behalf, where the domain delegated that.
+    pub subject: Option<String>,
+    /// Token endpoint.
+    pub token_url: Option<String>,
+    /// PEM file of certificate authorities.
+    pub ca: Option<String>,
+    /// Address to dial instead.
+    pub connect_to: Option<String>,
+    /// Lift the private-address guard.
+    #[serde(default)]
+    pub allow_private: bool,
+}
+
+/// `github_app = { … }`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GithubFile {
+    /// App id, or client id.
+    pub app_id: Id,
+    /// Installation id.
+    pub installation_id: Id,
+    /// The API's address.
+    pub api: Option<String>,
+    /// PEM file of certificate authorities.
+    pub ca: Option<String>,
+    /// Address to dial instead.
+    pub connect_to: Option<String>,
+    /// Lift the private-address guard.
+    #[serde(default)]
+    pub allow_private: bool,
+}
+
+/// An id as people write it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Id {
+    /// As a number.
+    Number(u64),
+    /// As a text.
+    Text(String),
 }
 
 /// `[ingress]`

@@ -2,6 +2,7 @@
 
 mod budget;
 mod check;
+mod credential;
 mod file;
 
 #[cfg(test)]
@@ -15,9 +16,12 @@ use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, UserBudgetFile, WhenSpent, Window};
 pub use check::{ManifestError, glob_covers};
+pub use credential::{
+    ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, SecretSource, Sigv4,
+};
 pub use file::{
-    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, GrantFile, ImageFile, IngressFile, LimitsFile,
-    LlmFile, ManifestFile, McpFile,
+    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, GithubFile, GoogleFile, GrantFile, Id, ImageFile,
+    IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, Sigv4File,
 };
 
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -325,49 +329,6 @@ pub enum TlsMode {
     Inspect,
     /// Relayed closed; only the server name is seen.
     Passthrough,
-}
-
-/// A secret and where the gate puts it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credential {
-    /// Where the secret comes from.
-    pub from: SecretSource,
-    /// Where it goes in a call.
-    pub place: Place,
-    /// The environment variable in which the agent sees the placeholder.
-    pub env: Option<String>,
-}
-
-/// Where a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SecretSource {
-    /// An environment variable of whoever runs `up`.
-    Env(String),
-    /// Standard output of a program, one trailing newline dropped.
-    Exec(Vec<String>),
-    /// A file, one trailing newline dropped.
-    File(String),
-    /// A secret kept in the vault under this name.
-    Vault(String),
-}
-
-/// Where a secret goes in a call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Place {
-    /// A header; `{}` in `template` stands for the secret.
-    Header {
-        /// Header name, lower case.
-        name: String,
-        /// Its value with `{}`.
-        template: String,
-    },
-    /// A query parameter.
-    Query {
-        /// Its name.
-        name: String,
-    },
 }
 
 /// How people reach an agent.

@@ -96,7 +96,7 @@ fn values_are_checked_with_their_place() {
         ("[[grant]]\nhost = \"a.com\"\ncredential = \"nope\"\n", "no such credential"),
         ("[[grant]]\nhost = \"a.com\"\npaths = [\"v1\"]\n", "grant 1 paths `v1`"),
         ("[credential.x]\nfrom = \"OPENAI\"\nquery = \"k\"\n", "[credential.x] from"),
-        ("[credential.x]\nfrom = \"env:A\"\n", "just one of `header` and `query`"),
+        ("[credential.x]\nfrom = \"env:A\"\n", "just one of `basic`, `form`"),
         ("[credential.x]\nfrom = \"env:A\"\nheader = \"Authorization: Bearer\"\n", "needs `{}` once"),
         ("[limits]\nmemory = \"lots\"\n", "is not a size"),
         ("[limits]\ncpus = 0.0\n", "[limits] cpus"),
@@ -133,4 +133,77 @@ fn round_trips_through_json() {
 fn a_grant_of_a_host_alone_is_what_a_manifest_with_a_host_alone_says() {
     let manifest = parse(&format!("{AGENT}[[grant]]\nhost = \"a.com\"\n")).unwrap();
     assert_eq!(manifest.grants, [Grant::to("a.com".parse().unwrap())]);
+}
+
+fn place(key: &str) -> Result<Place, String> {
+    let text = format!("{AGENT}[credential.x]\nfrom = \"env:A\"\n{key}\n");
+    parse(&text).map(|m| m.credentials["x"].place.clone()).map_err(|e| Report::from(e).to_string())
+}
+
+#[test]
+fn each_place_of_a_credential_is_understood() {
+    let path = Place::Path { before: "bot".into(), after: String::new() };
+    for text in ["path = \"/bot{}/\"", "path = \"/bot{}/…\"", "path = \"bot{}\""] {
+        assert_eq!(place(text), Ok(path.clone()), "{text}");
+    }
+    let json = Place::Json { keys: vec!["auth".into(), "api_key".into()] };
+    assert_eq!(place("json = \"auth.api_key\""), Ok(json.clone()));
+    assert_eq!(place("json = \"/auth/api_key\""), Ok(json));
+    assert_eq!(place("json = \"/a~1b\""), Ok(Place::Json { keys: vec!["a/b".into()] }));
+    assert_eq!(place("form = \"token\""), Ok(Place::Form { name: "token".into() }));
+    for (text, template) in [("me", "me:{}"), ("{}", "{}"), ("{}:", "{}:"), ("me@x:{}", "me@x:{}")] {
+        assert_eq!(place(&format!("basic = \"{text}\"")), Ok(Place::Basic { template: template.into() }));
+    }
+    let Ok(Place::Sigv4(sigv4)) =
+        place("sigv4 = { region = \"eu-central-1\", service = \"s3\", access_key_id = \"AKIA1\" }")
+    else {
+        panic!("no sigv4")
+    };
+    assert_eq!((sigv4.service.as_str(), sigv4.access_key_id.as_deref()), ("s3", Some("AKIA1")));
+    let Ok(Place::Oauth2(oauth2)) = place(
+        "oauth2 = { token_url = \"https://login.example.org:8443/t?x=1\", client_id = \"c\", scopes = [\"a\"], \
+         grant = \"client_credentials\", ca = \"idp.pem\", connect_to = \"10.0.0.1:1\" }",
+    ) else {
+        panic!("no oauth2")
+    };
+    assert_eq!(oauth2.endpoint.url(), "https://login.example.org:8443/t?x=1");
+    assert_eq!(oauth2.endpoint.ca_pem.as_deref(), Some("pem of idp.pem"));
+    assert_eq!(oauth2.client_auth, ClientAuth::Basic);
+    let Ok(google) = place("google_service_account = { scopes = [\"https://www.googleapis.com/auth/x\"] }") else {
+        panic!("no google_service_account")
+    };
+    assert_eq!(google.endpoint().unwrap().url(), "https://oauth2.googleapis.com/token");
+    let Ok(Place::GithubApp(github)) = place("github_app = { app_id = 12, installation_id = \"34\" }") else {
+        panic!("no github_app")
+    };
+    assert_eq!((github.app_id.as_str(), github.installation_id.as_str()), ("12", "34"));
+    assert_eq!(github.api.url(), "https://api.github.com/");
+}
+
+#[test]
+fn places_that_mean_nothing_are_refused() {
+    for (key, want) in [
+        ("query = \"k\"\nform = \"f\"", "just one of"),
+        ("header = \"Host: {}\"", "frames the call"),
+        ("path = \"/bot/\"", "`{}` once"),
+        ("path = \"/a/bot{}\"", "not one segment"),
+        ("json = \"a..b\"", "names no field"),
+        ("form = \"\"", "not a field name"),
+        ("basic = \"a:b\"", "no colon"),
+        ("basic = \"{}:{}\"", "more than once"),
+        ("sigv4 = { region = \"\", service = \"s3\" }", "sigv4.region"),
+        ("sigv4 = { region = \"x\", service = \"s3\", key = 1 }", "unknown manifest key `key`"),
+        ("oauth2 = { token_url = \"http://a.com/t\", client_id = \"c\", grant = \"client_credentials\" }", "cleartext"),
+        ("oauth2 = { token_url = \"https://a.com/t\", client_id = \"c\", grant = \"password\" }", "password"),
+        (
+            "oauth2 = { token_url = \"https://u@a.com/t\", client_id = \"c\", grant = \"refresh_token\" }",
+            "plain address",
+        ),
+        ("google_service_account = { scopes = [] }", "needs scopes"),
+        ("github_app = { app_id = \"a/b\", installation_id = 1 }", "github_app.app_id"),
+        ("query = \"k\"\nplaceholder = \"a b\"", "[credential.x] placeholder"),
+    ] {
+        let shown = place(key).unwrap_err();
+        assert!(shown.contains(want), "{key} gave {shown}");
+    }
 }

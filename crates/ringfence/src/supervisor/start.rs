@@ -143,23 +143,24 @@ pub fn fence(manifest: &Manifest) -> Fence {
 /// # Errors
 /// The report of the step that failed; nothing is left then.
 pub fn start(plan: Plan<'_>, id: SandboxId) -> Result<Started, Report> {
-    let spec = spec(&plan, &id);
-    let (gate, url) = gate_config(&plan, &spec)?;
+    let stand_ins = stand_ins(&plan)?;
+    let spec = spec(&plan, &id, &stand_ins);
+    let (gate, url) = gate_config(&plan, &spec, &stand_ins)?;
     let config = serde_json::to_vec(&gate)
         .map_err(|e| Report::new("sandbox.step", Fault::Us, "cannot describe the gate").because(&e))?;
     let launched = launch::launch(&spec, &config, plan.ingress, plan.program)?;
     Ok(Started { id, launched, url })
 }
 
-fn spec(plan: &Plan<'_>, id: &SandboxId) -> SandboxSpec {
+fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -> SandboxSpec {
     let manifest = plan.manifest;
     let home = plan.paths.agent(&manifest.name);
     let mut env = plan.image.env();
     env.extend(trust_env());
     env.extend(manifest.env.clone());
     for (name, credential) in &manifest.credentials {
-        if let (Some(variable), Some(secret)) = (&credential.env, plan.secrets.get(name)) {
-            env.insert(variable.clone(), stand_in(plan, name, secret));
+        if let (Some(variable), Some(stand_in)) = (&credential.env, stand_ins.get(name)) {
+            env.insert(variable.clone(), stand_in.clone());
         }
     }
     env.insert("HOSTNAME".into(), manifest.name.to_string());
@@ -194,15 +195,25 @@ fn spec(plan: &Plan<'_>, id: &SandboxId) -> SandboxSpec {
     }
 }
 
-/// What the agent holds instead of a secret; the same for every start of the same agent.
-fn stand_in(plan: &Plan<'_>, credential: &str, secret: &SecretText) -> String {
-    let seed =
-        ringfence_model::Digest::of(format!("{} {credential} {}", plan.manifest.name, plan.token.reveal()).as_bytes());
-    let bytes = seed.raw().first_chunk::<8>().copied().unwrap_or_default();
-    placeholder(credential, secret, bytes)
+/// What the agent holds instead of each secret; new at each start.
+fn stand_ins(plan: &Plan<'_>) -> Result<BTreeMap<String, String>, Report> {
+    let mut all = BTreeMap::new();
+    for (name, credential) in &plan.manifest.credentials {
+        let Some(secret) = plan.secrets.get(name) else { continue };
+        let made = placeholder(&credential.place, secret, credential.placeholder.as_deref());
+        let made = made.map_err(|e| {
+            Report::new("sandbox.step", Fault::Host, "cannot make placeholders for secrets").because(&e)
+        })?;
+        all.insert(name.clone(), made);
+    }
+    Ok(all)
 }
 
-fn gate_config(plan: &Plan<'_>, spec: &SandboxSpec) -> Result<(GateConfig, Option<String>), Report> {
+fn gate_config(
+    plan: &Plan<'_>,
+    spec: &SandboxSpec,
+    stand_ins: &BTreeMap<String, String>,
+) -> Result<(GateConfig, Option<String>), Report> {
     let manifest = plan.manifest;
     let mut credentials = BTreeMap::new();
     for (name, credential) in &manifest.credentials {
@@ -214,7 +225,7 @@ fn gate_config(plan: &Plan<'_>, spec: &SandboxSpec) -> Result<(GateConfig, Optio
             name.clone(),
             CredentialLease {
                 place: credential.place.clone(),
-                placeholder: stand_in(plan, name, secret),
+                placeholder: stand_ins.get(name).cloned().unwrap_or_default(),
                 secret: secret.clone(),
             },
         );

@@ -24,13 +24,14 @@ pub async fn run(args: Secret) -> Result<ExitCode, Report> {
                     .because(&e)
                     .hint(format!("give one line: `printf %s \"$KEY\" | ringfence secret put {name}`"))
             })?;
-            let text = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+            let long = text.len() as u64 > SECRET_BYTES;
+            let text = ringfence_secrets::one_line(text.strip_suffix('\n').unwrap_or(&text));
             let wrong = match &text {
                 text if text.is_empty() => Some("there is nothing on standard input"),
-                text if text.len() as u64 > SECRET_BYTES => Some("it is longer than 64 KiB"),
-                text if text.contains('\n') => Some("it has several lines"),
-                text if text.chars().any(char::is_control) => Some("it has control characters"),
-                _ => None,
+                _ if long => Some("it is longer than 64 KiB"),
+                text if ringfence_secrets::is_usable(text) => None,
+                text if text.contains('\n') => Some("it has several lines, and is neither JSON nor PEM"),
+                _ => Some("it has control characters"),
             };
             if let Some(wrong) = wrong {
                 return Err(Report::new("secret.input", Fault::Caller, format!("cannot take secret `{name}`"))

@@ -138,9 +138,9 @@ pub fn manifest(path: &Path, of: Option<&Path>) -> Result<(Manifest, Written), R
     })?;
     let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut ca_files = BTreeMap::new();
-    for name in ManifestFile::parse(&text)?.grant.into_iter().filter_map(|g| g.ca) {
-        if let Ok(pem) = std::fs::read_to_string(beside.join(&name)) {
-            ca_files.insert(name, pem);
+    for name in ManifestFile::parse(&text)?.ca_files() {
+        if let Ok(pem) = std::fs::read_to_string(beside.join(name)) {
+            ca_files.insert(name.to_owned(), pem);
         }
     }
     let manifest = Manifest::parse(&text, &|name| {

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ringfence_audit::Direction;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode, Trust};
-use ringfence_policy::Denial;
+use ringfence_policy::{Denial, Policy};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
@@ -99,6 +99,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 async fn handle(gate: Arc<Gate>, arrival: Arrival) {
     let Arrival { mut stream, destination } = arrival;
+    let gate = gate.latest();
     if destination.port() == 53 {
         // The end of a DNS connection, however it comes, is nobody's concern.
         let _ = resolver::serve_stream(&gate, stream).await;
@@ -245,7 +246,13 @@ async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostN
     let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
     let Ok(call) = gate.recorder.allow(subject, &permit, untrusted) else { return refuse_tls(stream).await };
     let done = match way {
-        Ok(way) => relay::passthrough(&gate, permit, way, stream, &call, account.as_deref()).await,
+        Ok(way) => {
+            let allows = |policy: &Policy| decide::passthrough(policy, &host, port).is_ok();
+            tokio::select! {
+                done = relay::passthrough(&gate, permit, way, stream, &call, account.as_deref()) => done,
+                () = gate.until_denied(allows) => Err(relay::REVOKED.to_owned()),
+            }
+        }
         Err(why) => Err(why),
     };
     if let Err(why) = done {

@@ -141,8 +141,7 @@ pub struct Warning {
 
 /// All that is counted for the calls of one agent.
 pub struct Ledger {
-    own: Option<Counters>,
-    shared: Option<Counters>,
+    files: Files,
     lines: Vec<Line>,
     user: Option<(HeaderName, Vec<Limit>)>,
     tools: BTreeMap<String, Vec<Limit>>,
@@ -164,12 +163,12 @@ struct Line {
 }
 
 /// The files that are counted in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Files {
     /// The agent's.
-    pub own: Option<Counters>,
+    pub own: Option<Arc<Counters>>,
     /// The host's.
-    pub shared: Option<Counters>,
+    pub shared: Option<Arc<Counters>>,
 }
 
 /// Why there is no ledger.
@@ -188,14 +187,8 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn new(
-        agent: &Budget,
-        host: &Budget,
-        own: Option<Counters>,
-        shared: Option<Counters>,
-        prices: Prices,
-    ) -> Result<Self, LedgerError> {
-        if !agent.is_empty() && own.is_none() || !host.is_empty() && shared.is_none() {
+    pub fn new(agent: &Budget, host: &Budget, files: Files, prices: Prices) -> Result<Self, LedgerError> {
+        if !agent.is_empty() && files.own.is_none() || !host.is_empty() && files.shared.is_none() {
             return Err(LedgerError::NoFile);
         }
         let line = |scope: Scope| {
@@ -208,8 +201,7 @@ impl Ledger {
             Ok((name, user.limits.clone()))
         });
         Ok(Self {
-            own,
-            shared,
+            files,
             lines,
             user: user.transpose()?,
             tools: agent.tools.clone(),
@@ -232,7 +224,13 @@ impl Ledger {
             Some(own) => shipped.overlaid(Prices::parse(own).map_err(|e| e.to_string())?),
             None => shipped,
         };
-        Self::new(&config.budget, &config.host_budget, files.own, files.shared, prices).map_err(|e| e.to_string())
+        Self::new(&config.budget, &config.host_budget, files, prices).map_err(|e| e.to_string())
+    }
+
+    /// The files that are counted in.
+    #[must_use]
+    pub fn files(&self) -> Files {
+        self.files.clone()
     }
 
     /// What calls cost.
@@ -377,7 +375,8 @@ impl Ledger {
 
     /// The counter of a limit. A counter that no call needs any more makes room.
     fn counter(&self, line: &Line, now: Timestamp) -> Option<&AtomicU64> {
-        let file = if line.scope == Scope::Host { self.shared.as_ref() } else { self.own.as_ref() }?;
+        let Files { own, shared } = &self.files;
+        let file = if line.scope == Scope::Host { shared.as_ref() } else { own.as_ref() }?;
         let all = file.all();
         let start = usize::try_from(line.key % COUNTERS as u64).ok()?;
         let places = (0..PROBES).map(|step| 2 * ((start + step) % COUNTERS));
@@ -607,8 +606,9 @@ mod tests {
     }
 
     fn ledger(text: &str, file: &File) -> Arc<Ledger> {
-        let counters = || Some(Counters::map(file, NUMBERS).unwrap());
-        Arc::new(Ledger::new(&budget(text), &Budget::default(), counters(), None, Default::default()).unwrap())
+        let own = Some(Arc::new(Counters::map(file, NUMBERS).unwrap()));
+        let files = Files { own, shared: None };
+        Arc::new(Ledger::new(&budget(text), &Budget::default(), files, Default::default()).unwrap())
     }
 
     const ONE: Amounts = Amounts::CALL;
@@ -759,8 +759,12 @@ mod tests {
 
     #[test]
     fn without_a_file_there_is_no_budget() {
-        let made =
-            Ledger::new(&budget("[budget]\nusd_per_day = 1.0\n"), &Budget::default(), None, None, Default::default());
+        let made = Ledger::new(
+            &budget("[budget]\nusd_per_day = 1.0\n"),
+            &Budget::default(),
+            Files::default(),
+            Default::default(),
+        );
         assert_eq!(made.map(drop), Err(LedgerError::NoFile));
     }
 

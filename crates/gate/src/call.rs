@@ -16,7 +16,7 @@ use ringfence_inspect::llm::Route;
 use ringfence_inspect::llm::edit::UsageAsked;
 use ringfence_model::manifest::{LlmRules, Scheme, Trust, Unit};
 use ringfence_model::{CallId, HostName};
-use ringfence_policy::{Denial, HttpRequest, Permit};
+use ringfence_policy::{Denial, HttpRequest, Permit, Policy};
 
 use crate::body::{Count, DownBody};
 use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
@@ -81,7 +81,7 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
 }
 
 async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Result<Response<DownBody>, Refused> {
-    let gate = &line.gate;
+    let gate = &line.gate.latest();
     let (mut parts, body) = request.into_parts();
     let websocket = is_websocket(&parts);
     let mut subject = subject(line, &parts, websocket);
@@ -183,7 +183,17 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     call.status(response.status().as_u16());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let echo = echo.map(EchoGuard::of_messages);
-        return upgraded(response, agent_side.filter(|_| websocket), echo, call, account)
+        let (later, host, port, scheme) = (Arc::clone(gate), line.host.clone(), line.port, line.scheme);
+        let (path, method) = (permit.path().unwrap_or_default().to_owned(), method.clone());
+        let revoked = async move {
+            let allows = |policy: &Policy| {
+                let (method, path, model, llm) = (method.as_str(), path.as_str(), None, None);
+                let question = HttpRequest { host: &host, port, scheme, method, path, websocket: true, model, llm };
+                decide::http(policy, question).is_ok()
+            };
+            later.until_denied(allows).await;
+        };
+        return upgraded(response, agent_side.filter(|_| websocket), echo, call, account, revoked)
             .map_err(|(why, id)| Refused::Failed(id, why));
     }
 
@@ -515,6 +525,7 @@ fn upgraded(
     echo: Option<EchoGuard>,
     call: Arc<Call>,
     account: Option<Arc<Account>>,
+    revoked: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Response<DownBody>, (&'static str, CallId)> {
     let Some(agent) = agent else {
         call.failed("unasked_upgrade: the upstream switched protocols unasked");
@@ -531,7 +542,11 @@ fn upgraded(
     tokio::spawn(async move {
         let done = match tokio::try_join!(agent, upstream) {
             Ok((agent, upstream)) => {
-                relay::tunnel(TokioIo::new(agent), TokioIo::new(upstream), &call, echo, account.as_deref()).await
+                let (agent, upstream) = (TokioIo::new(agent), TokioIo::new(upstream));
+                tokio::select! {
+                    done = relay::tunnel(agent, upstream, &call, echo, account.as_deref()) => done,
+                    () = revoked => Err(relay::REVOKED.to_owned()),
+                }
             }
             Err(error) => Err(format!("upgrade_failed: {error}")),
         };

@@ -117,6 +117,9 @@ pub struct Fds {
     /// Where the host's budget is counted.
     #[serde(default)]
     pub host_ledger: Option<i32>,
+    /// A Unix socket on which new policies come.
+    #[serde(default)]
+    pub control: Option<i32>,
     /// The audit spool, opened to read and append.
     pub spool: i32,
     /// Where lines of [`Ready`] go.

@@ -191,7 +191,7 @@ impl<S: Sockets> Ingress<S> {
             websocket,
             authenticated: !matches!(standing, Standing::Out),
         };
-        let permit = match self.gate.policy.decide(&Question::Ingress(question)) {
+        let permit = match self.gate.latest().policy.decide(&Question::Ingress(question)) {
             Decision::Allow(permit) => permit,
             Decision::Deny(denial) => {
                 let out = denial.code == "not_authenticated";

@@ -26,6 +26,7 @@
 //! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
+//! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
 //! - [`ingress`]: people come in
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
@@ -52,6 +53,7 @@ pub mod process;
 pub mod record;
 pub mod refuse;
 pub mod relay;
+pub mod reload;
 pub mod resolver;
 pub mod rpc;
 pub mod sigv4;
@@ -80,14 +82,27 @@ pub struct Gate {
     pub(crate) credentials: BTreeMap<String, inject::Credential>,
     pub(crate) placeholders: misdirect::Placeholders,
     pub(crate) recorder: Arc<record::Recorder>,
-    pub(crate) names: resolver::Names,
-    pub(crate) authority: tls::Authority,
+    pub(crate) names: Arc<resolver::Names>,
+    pub(crate) authority: Arc<tls::Authority>,
     pub(crate) trust: tls::Trust,
-    pub(crate) dialler: dial::Dialler,
+    pub(crate) dialler: Arc<dial::Dialler>,
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: rpc::Servers,
+    pub(crate) barriers: Barriers,
+    pub(crate) current: Arc<reload::Current>,
+}
+
+/// What outlives a policy.
+struct Shared {
+    recorder: Arc<record::Recorder>,
+    names: Arc<resolver::Names>,
+    authority: Arc<tls::Authority>,
+    dialler: Arc<dial::Dialler>,
+    connections: Arc<Semaphore>,
+    current: Arc<reload::Current>,
+    barriers: Barriers,
 }
 
 /// What the gate enforces beside the policy. All of it is on; no configuration can change that, only the tests that show
@@ -234,6 +249,38 @@ impl Gate {
         counters: budget::Files,
         barriers: Barriers,
     ) -> Result<Arc<Self>, GateError> {
+        let shared = Shared {
+            recorder: Arc::new(record::Recorder::new(log)),
+            names: Arc::default(),
+            authority: Arc::new(authority),
+            dialler: Arc::new(dial::Dialler::system().map_err(GateError::Resolver)?),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            current: Arc::default(),
+            barriers,
+        };
+        Self::make(config, shared, counters, None)
+    }
+
+    /// The same gate with another policy.
+    pub(crate) fn with(&self, config: &GateConfig) -> Result<Arc<Self>, GateError> {
+        let shared = Shared {
+            recorder: Arc::clone(&self.recorder),
+            names: Arc::clone(&self.names),
+            authority: Arc::clone(&self.authority),
+            dialler: Arc::clone(&self.dialler),
+            connections: Arc::clone(&self.connections),
+            current: Arc::clone(&self.current),
+            barriers: self.barriers,
+        };
+        Self::make(config, shared, self.ledger.files(), Some(&self.trust))
+    }
+
+    fn make(
+        config: &GateConfig,
+        shared: Shared,
+        counters: budget::Files,
+        before: Option<&tls::Trust>,
+    ) -> Result<Arc<Self>, GateError> {
         let agent = config.agent.clone();
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
             .map_err(|source| GateError::Policy { agent: agent.clone(), source })?;
@@ -245,17 +292,18 @@ impl Gate {
         let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
-        let trust = tls::Trust::load(&config.grants).map_err(tls)?;
+        let trust = tls::Trust::load_after(&config.grants, before).map_err(tls)?;
         let mut credentials = BTreeMap::new();
         for (name, lease) in &config.credentials {
             let anchors = match lease.place.endpoint().and_then(token::route) {
-                Some(route) => tls::Trust::load(&[route]).map_err(tls)?.client(0, tls::Offer::Http1),
+                Some(route) => tls::Trust::load_after(&[route], before).map_err(tls)?.client(0, tls::Offer::Http1),
                 None => None,
             };
             let read = inject::Credential::read(name, lease, anchors);
             let credential = read.map_err(|why| GateError::Secret { credential: name.clone(), why })?;
             credentials.insert(name.clone(), credential);
         }
+        let Shared { recorder, names, authority, dialler, connections, current, barriers } = shared;
         let placeholders = if barriers.misdirected_placeholders {
             misdirect::Placeholders::new(&config.credentials)
         } else {
@@ -266,15 +314,17 @@ impl Gate {
             decisions: decide::Decisions::default(),
             credentials,
             placeholders,
-            recorder: Arc::new(record::Recorder::new(log)),
-            names: resolver::Names::default(),
+            recorder,
+            names,
             authority,
             trust,
-            dialler: dial::Dialler::system().map_err(GateError::Resolver)?,
+            dialler,
             pool: Arc::new(relay::Pool::default()),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            connections,
             ledger: Arc::new(ledger),
             servers: rpc::Servers::default(),
+            barriers,
+            current,
         }))
     }
 
@@ -286,7 +336,7 @@ impl Gate {
 
     /// The names that have addresses so far.
     #[must_use]
-    pub const fn names(&self) -> &resolver::Names {
+    pub fn names(&self) -> &resolver::Names {
         &self.names
     }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 
@@ -21,7 +22,7 @@ use crate::accept::{self, Capture};
 use crate::budget::{Files, NUMBERS};
 use crate::config::{GateConfig, Ready};
 use crate::ingress::{Here, Ingress, Sockets};
-use crate::{Gate, datagram};
+use crate::{Gate, datagram, reload};
 
 /// The largest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 16 * 1024 * 1024;
@@ -94,6 +95,7 @@ struct Prepared {
     dns: Vec<UdpSocket>,
     udp_sink: Vec<UdpSocket>,
     ingress: Option<(TcpListener, Door)>,
+    control: Option<UnixStream>,
 }
 
 /// The door, by where the agent is.
@@ -130,12 +132,15 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         let map = |number| {
             let file = File::from(take(number, what)?);
             Counters::map(&file, NUMBERS)
+                .map(Arc::new)
                 .map_err(|e| host(&format!("map the file that {what} is counted in")).because(&e))
         };
         number.map(map).transpose()
     };
     let files =
         Files { own: counters(fds.ledger, "the budget")?, shared: counters(fds.host_ledger, "the host's budget")? };
+
+    let control = fds.control.map(|n| take(n, "control")).transpose()?.map(UnixStream::from);
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -179,7 +184,7 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
     if rustix::process::getppid() != parent {
         return Err(Report::new("gate.orphan", Fault::Us, "whoever started the gate is gone"));
     }
-    Ok(Prepared { runtime, gate, tcp, dns, udp_sink, ingress })
+    Ok(Prepared { runtime, gate, tcp, dns, udp_sink, ingress, control })
 }
 
 /// More connections than the usual limit of files allows.
@@ -225,7 +230,7 @@ impl Confinement {
 impl Prepared {
     /// Says that it is up, and serves until one of the listeners breaks.
     fn serve(self, ready: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
-        let Self { runtime, gate, tcp, dns, udp_sink, ingress } = self;
+        let Self { runtime, gate, tcp, dns, udp_sink, ingress, control } = self;
         runtime.block_on(async move {
             let mut tasks = tokio::task::JoinSet::new();
             for listener in tcp {
@@ -238,6 +243,16 @@ impl Prepared {
             }
             for socket in udp_sink {
                 tasks.spawn(datagram::drop_all(Arc::clone(&gate), socket));
+            }
+            if let Some(control) = control {
+                control.set_nonblocking(true)?;
+                let control = tokio::net::UnixStream::from_std(control)?;
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move {
+                    if let Err(error) = reload::serve(gate, control).await {
+                        tracing::warn!(%error, "no further policy can be put in force");
+                    }
+                });
             }
             if let Some((listener, door)) = ingress {
                 listener.set_nonblocking(true)?;

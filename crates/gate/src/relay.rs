@@ -453,6 +453,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Why something that ran on ends.
+pub(crate) const REVOKED: &str = "revoked: the policy that is in force now does not allow it";
+
 /// Relays TLS that stays closed. The permit must be for just that.
 ///
 /// # Errors

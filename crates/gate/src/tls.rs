@@ -240,6 +240,7 @@ pub struct Trust {
     own: HashMap<usize, Pair>,
 }
 
+#[derive(Clone)]
 struct Pair {
     any: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
@@ -251,8 +252,20 @@ impl Trust {
     /// # Errors
     /// [`TlsError`].
     pub fn load(grants: &[Grant]) -> Result<Self, TlsError> {
+        Self::load_after(grants, None)
+    }
+
+    /// As [`Trust::load`], with the host's trust store as it was loaded before, if it was: the files may be out of reach.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn load_after(grants: &[Grant], before: Option<&Self>) -> Result<Self, TlsError> {
         let opened = |g: &Grant| g.scheme == Scheme::Https && g.tls == TlsMode::Inspect;
-        let system = grants.iter().any(|g| opened(g) && g.ca_pem.is_none()).then(system_roots).transpose()?;
+        let needed = grants.iter().any(|g| opened(g) && g.ca_pem.is_none());
+        let system = match before.and_then(|before| before.system.clone()) {
+            Some(system) => Some(system),
+            None => needed.then(|| system_roots().and_then(Pair::new)).transpose()?,
+        };
         let mut own = HashMap::new();
         for (at, grant) in grants.iter().enumerate() {
             if let Some(pem) = grant.ca_pem.as_deref().filter(|_| opened(grant)) {
@@ -264,7 +277,7 @@ impl Trust {
                 own.insert(at, Pair::new(roots)?);
             }
         }
-        Ok(Self { system: system.map(Pair::new).transpose()?, own })
+        Ok(Self { system, own })
     }
 
     pub(crate) fn client(&self, grant: usize, offer: Offer) -> Option<Arc<ClientConfig>> {

@@ -429,7 +429,7 @@ impl Fence {
     /// A gate that counts in `ledger`.
     pub fn counting(config: &GateConfig, ledger: &std::fs::File) -> Self {
         let log = Arc::new(Log::default());
-        let files = Files { own: Some(Counters::map(ledger, NUMBERS).unwrap()), shared: None };
+        let files = Files { own: Some(Arc::new(Counters::map(ledger, NUMBERS).unwrap())), shared: None };
         let gate = Gate::open_counting(config, Arc::clone(&log) as Arc<dyn Record>, files).unwrap();
         Self { gate, log }
     }

@@ -30,6 +30,8 @@ control_api! {
     call freeze(Named) -> AgentView;
     /// Lets a frozen agent run on.
     call resume(Named) -> AgentView;
+    /// Puts another policy in force for an agent that runs: grants, budget and guard-rails.
+    call apply(UpRequest) -> AgentView;
     /// Stops an agent and forgets it, its state included.
     call down(DownRequest) -> Nothing;
     /// Gives what an agent printed.

@@ -19,7 +19,7 @@ use ringfence_model::manifest::{Budget, Limit, Unit, WhenSpent, Window};
 use ringfence_sys::shared::Counters;
 use tokio::sync::Mutex;
 
-use crate::config::GateConfig;
+use crate::config::NewPolicy;
 
 /// Counters in one file.
 pub const COUNTERS: usize = 8192;
@@ -218,7 +218,7 @@ impl Ledger {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn of(config: &GateConfig, files: Files) -> Result<Self, String> {
+    pub fn of(config: &NewPolicy, files: Files) -> Result<Self, String> {
         let shipped = Prices::shipped().map_err(|e| e.to_string())?;
         let prices = match &config.prices {
             Some(own) => shipped.overlaid(Prices::parse(own).map_err(|e| e.to_string())?),

@@ -44,7 +44,41 @@ pub struct GateConfig {
     pub fds: Fds,
 }
 
+/// What may change while an agent runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPolicy {
+    /// The agent.
+    pub agent: AgentName,
+    /// Where it may call, in manifest order. Credentials that they name must have been leased at the start.
+    pub grants: Vec<Grant>,
+    /// Guard-rail files: name and Cedar text.
+    pub guardrails: Vec<(String, String)>,
+    /// What the agent may spend.
+    pub budget: Budget,
+    /// What all agents of the host may spend together.
+    pub host_budget: Budget,
+    /// The operator's own table of prices.
+    pub prices: Option<String>,
+    /// The host's trust store as PEM text, for a gate that did not need it when it started.
+    pub system_pem: Option<String>,
+}
+
 impl GateConfig {
+    /// What of it may change.
+    #[must_use]
+    pub fn policy(&self) -> NewPolicy {
+        NewPolicy {
+            agent: self.agent.clone(),
+            grants: self.grants.clone(),
+            guardrails: self.guardrails.clone(),
+            budget: self.budget.clone(),
+            host_budget: self.host_budget.clone(),
+            prices: self.prices.clone(),
+            system_pem: None,
+        }
+    }
+
     /// A gate for an agent that may reach nothing, has no secrets and nobody who calls it.
     #[must_use]
     pub fn closed(agent: AgentName, sandbox: SandboxId, uid: u32, gid: u32, fds: Fds) -> Self {

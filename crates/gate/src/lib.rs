@@ -70,7 +70,7 @@ use ringfence_model::{AgentName, Explain, Fault};
 use ringfence_policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
-use crate::config::GateConfig;
+use crate::config::{GateConfig, NewPolicy};
 
 /// Connections that are open at once; further ones wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -79,7 +79,7 @@ pub const MAX_CONNECTIONS: usize = 1024;
 pub struct Gate {
     pub(crate) policy: Policy,
     pub(crate) decisions: decide::Decisions,
-    pub(crate) credentials: BTreeMap<String, inject::Credential>,
+    pub(crate) credentials: Arc<BTreeMap<String, inject::Credential>>,
     pub(crate) placeholders: misdirect::Placeholders,
     pub(crate) recorder: Arc<record::Recorder>,
     pub(crate) names: Arc<resolver::Names>,
@@ -258,11 +258,27 @@ impl Gate {
             current: Arc::default(),
             barriers,
         };
-        Self::make(config, shared, counters, None)
+        let mut credentials = BTreeMap::new();
+        for (name, lease) in &config.credentials {
+            let tls = |source| GateError::Tls { agent: config.agent.clone(), source };
+            let anchors = match lease.place.endpoint().and_then(token::route) {
+                Some(route) => tls::Trust::load(&[route]).map_err(tls)?.client(0, tls::Offer::Http1),
+                None => None,
+            };
+            let read = inject::Credential::read(name, lease, anchors);
+            let credential = read.map_err(|why| GateError::Secret { credential: name.clone(), why })?;
+            credentials.insert(name.clone(), credential);
+        }
+        let placeholders = if barriers.misdirected_placeholders {
+            misdirect::Placeholders::new(&config.credentials)
+        } else {
+            misdirect::Placeholders::default()
+        };
+        Self::make(&config.policy(), (Arc::new(credentials), placeholders), shared, counters, None)
     }
 
     /// The same gate with another policy.
-    pub(crate) fn with(&self, config: &GateConfig) -> Result<Arc<Self>, GateError> {
+    pub(crate) fn with(&self, policy: &NewPolicy) -> Result<Arc<Self>, GateError> {
         let shared = Shared {
             recorder: Arc::clone(&self.recorder),
             names: Arc::clone(&self.names),
@@ -272,11 +288,13 @@ impl Gate {
             current: Arc::clone(&self.current),
             barriers: self.barriers,
         };
-        Self::make(config, shared, self.ledger.files(), Some(&self.trust))
+        let secrets = (Arc::clone(&self.credentials), self.placeholders.clone());
+        Self::make(policy, secrets, shared, self.ledger.files(), Some(&self.trust))
     }
 
     fn make(
-        config: &GateConfig,
+        config: &NewPolicy,
+        (credentials, placeholders): (Arc<BTreeMap<String, inject::Credential>>, misdirect::Placeholders),
         shared: Shared,
         counters: budget::Files,
         before: Option<&tls::Trust>,
@@ -285,30 +303,19 @@ impl Gate {
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
             .map_err(|source| GateError::Policy { agent: agent.clone(), source })?;
         for (at, grant) in config.grants.iter().enumerate() {
-            if let Some(credential) = grant.credential.as_ref().filter(|c| !config.credentials.contains_key(*c)) {
+            if let Some(credential) = grant.credential.as_ref().filter(|c| !credentials.contains_key(*c)) {
                 return Err(GateError::NoLease { number: at + 1, credential: credential.clone() });
             }
         }
         let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
-        let trust = tls::Trust::load_after(&config.grants, before).map_err(tls)?;
-        let mut credentials = BTreeMap::new();
-        for (name, lease) in &config.credentials {
-            let anchors = match lease.place.endpoint().and_then(token::route) {
-                Some(route) => tls::Trust::load_after(&[route], before).map_err(tls)?.client(0, tls::Offer::Http1),
-                None => None,
-            };
-            let read = inject::Credential::read(name, lease, anchors);
-            let credential = read.map_err(|why| GateError::Secret { credential: name.clone(), why })?;
-            credentials.insert(name.clone(), credential);
+        let trust = match before {
+            None => tls::Trust::load(&config.grants),
+            Some(before) => tls::Trust::load_after(&config.grants, before, config.system_pem.as_deref()),
         }
+        .map_err(tls)?;
         let Shared { recorder, names, authority, dialler, connections, current, barriers } = shared;
-        let placeholders = if barriers.misdirected_placeholders {
-            misdirect::Placeholders::new(&config.credentials)
-        } else {
-            misdirect::Placeholders::default()
-        };
         Ok(Arc::new(Self {
             policy,
             decisions: decide::Decisions::default(),

@@ -11,9 +11,8 @@ use ringfence_policy::Policy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use zeroize::Zeroize;
 
-use crate::config::{GateConfig, Ready};
+use crate::config::{NewPolicy, Ready};
 use crate::{Gate, GateError};
 
 /// The largest configuration that is taken.
@@ -43,12 +42,12 @@ impl Gate {
         self.newer().unwrap_or_else(|| Arc::clone(self))
     }
 
-    /// Puts another policy in force: grants, guard-rails, budget, prices and credentials of `config`.
+    /// Puts another policy in force.
     ///
     /// # Errors
     /// [`GateError`]; the policy that is in force stays so.
-    pub fn reload(self: &Arc<Self>, config: &GateConfig) -> Result<(), GateError> {
-        let next = self.latest().with(config)?;
+    pub fn reload(self: &Arc<Self>, policy: &NewPolicy) -> Result<(), GateError> {
+        let next = self.latest().with(policy)?;
         *self.current.newer.write().unwrap_or_else(PoisonError::into_inner) = Some(next);
         self.current.changes.send_modify(|count| *count += 1);
         Ok(())
@@ -68,7 +67,7 @@ impl Gate {
     }
 }
 
-/// Takes policies from whoever started the gate: four bytes of length, lowest first, and a [`GateConfig`] as JSON. Answers
+/// Takes policies from whoever started the gate: four bytes of length, lowest first, and a [`NewPolicy`] as JSON. Answers
 /// each with a line of [`Ready`].
 ///
 /// # Errors
@@ -81,15 +80,14 @@ pub async fn serve(gate: Arc<Gate>, mut channel: UnixStream) -> std::io::Result<
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
         channel.read_exact(&mut bytes).await?;
-        let read = serde_json::from_slice::<GateConfig>(&bytes);
-        bytes.zeroize();
+        let read = serde_json::from_slice::<NewPolicy>(&bytes);
         let answer = match read {
-            Ok(config) => match gate.reload(&config) {
+            Ok(policy) => match gate.reload(&policy) {
                 Ok(()) => Ready::Up,
                 Err(error) => Ready::Error(error.into()),
             },
             Err(error) => {
-                let report = Report::new("gate.config", Fault::Us, "cannot read the gate's new configuration");
+                let report = Report::new("gate.config", Fault::Us, "cannot read the gate's new policy");
                 Ready::Error(report.because(&error))
             }
         };

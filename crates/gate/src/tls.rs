@@ -1,9 +1,11 @@
 //! The authority that exists for one start of one sandbox, in memory; and what upstreams must show.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
@@ -252,20 +254,31 @@ impl Trust {
     /// # Errors
     /// [`TlsError`].
     pub fn load(grants: &[Grant]) -> Result<Self, TlsError> {
-        Self::load_after(grants, None)
+        Self::load_with(grants, || system_roots().and_then(Pair::new))
     }
 
-    /// As [`Trust::load`], with the host's trust store as it was loaded before, if it was: the files may be out of reach.
+    /// As [`Trust::load`], for a process whose files are out of reach: with the host's trust store as it was loaded before,
+    /// or as `system_pem` has it.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn load_after(grants: &[Grant], before: Option<&Self>) -> Result<Self, TlsError> {
+    pub fn load_after(grants: &[Grant], before: &Self, system_pem: Option<&str>) -> Result<Self, TlsError> {
+        let system = || match (&before.system, system_pem) {
+            (Some(system), _) => Ok(system.clone()),
+            (None, Some(pem)) => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(certificates("the host's trust store", pem)?);
+                Pair::new(roots)
+            }
+            (None, None) => Err(TlsError::NoTrust("it was not handed over".into())),
+        };
+        Self::load_with(grants, system)
+    }
+
+    fn load_with(grants: &[Grant], host: impl FnOnce() -> Result<Pair, TlsError>) -> Result<Self, TlsError> {
         let opened = |g: &Grant| g.scheme == Scheme::Https && g.tls == TlsMode::Inspect;
         let needed = grants.iter().any(|g| opened(g) && g.ca_pem.is_none());
-        let system = match before.and_then(|before| before.system.clone()) {
-            Some(system) => Some(system),
-            None => needed.then(|| system_roots().and_then(Pair::new)).transpose()?,
-        };
+        let system = needed.then(host).transpose()?;
         let mut own = HashMap::new();
         for (at, grant) in grants.iter().enumerate() {
             if let Some(pem) = grant.ca_pem.as_deref().filter(|_| opened(grant)) {
@@ -301,6 +314,18 @@ impl Pair {
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { any: Arc::new(config), http1: Arc::new(http1) })
     }
+}
+
+/// The host's trust store as PEM text, for a gate that cannot read it any more. Empty if there is none.
+#[must_use]
+pub fn system_pem() -> String {
+    let found = rustls_native_certs::load_native_certs();
+    let mut text = String::new();
+    for certificate in found.certs {
+        let body = base64::engine::general_purpose::STANDARD.encode(&certificate);
+        let _ = writeln!(text, "-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----");
+    }
+    text
 }
 
 fn system_roots() -> Result<RootCertStore, TlsError> {

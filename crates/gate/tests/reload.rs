@@ -54,10 +54,10 @@ async fn the_next_request_on_an_open_connection_is_decided_by_the_new_policy() {
     let mut client = fence.h1().await;
     assert_eq!(status(&mut client, "/old").await, StatusCode::OK);
     assert_eq!(status(&mut client, "/new").await, StatusCode::FORBIDDEN);
-    fence.gate.reload(&world.paths(&["/new"])).unwrap();
+    fence.gate.reload(&world.paths(&["/new"]).policy()).unwrap();
     assert_eq!(status(&mut client, "/old").await, StatusCode::FORBIDDEN);
     assert_eq!(status(&mut client, "/new").await, StatusCode::OK);
-    fence.gate.reload(&world.paths(&["/old"])).unwrap();
+    fence.gate.reload(&world.paths(&["/old"]).policy()).unwrap();
     assert_eq!(status(&mut client, "/old").await, StatusCode::OK);
 }
 
@@ -75,7 +75,7 @@ async fn a_policy_that_is_not_right_leaves_the_old_one_in_force() {
         config(vec![Grant { credential: Some("nobody".into()), ..grant(world.upstream.address, &world.ca) }]),
         config(vec![Grant { ca_pem: Some("no pem".into()), ..grant(world.upstream.address, &world.ca) }]),
     ] {
-        assert!(fence.gate.reload(&bad).is_err());
+        assert!(fence.gate.reload(&bad.policy()).is_err());
         assert_eq!(status(&mut client, "/new").await, StatusCode::FORBIDDEN);
         assert_eq!(status(&mut client, "/old").await, StatusCode::OK);
     }
@@ -95,10 +95,10 @@ async fn what_runs_on_ends_once_it_is_not_granted_and_not_before() {
         matches!(tokio::time::timeout(Duration::from_secs(5), socket.next()).await.unwrap(), Some(Ok(Message::Text(t))) if t.as_str() == text)
     };
     assert!(echoed("one").await);
-    fence.gate.reload(&world.paths(&["/ws", "/more"])).unwrap();
+    fence.gate.reload(&world.paths(&["/ws", "/more"]).policy()).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(echoed("two").await, "it is granted still");
-    fence.gate.reload(&world.paths(&["/more"])).unwrap();
+    fence.gate.reload(&world.paths(&["/more"]).policy()).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!echoed("three").await);
     assert!(fence.log.outcome(0).await.error.unwrap().starts_with("revoked"));
@@ -113,7 +113,7 @@ async fn a_closed_connection_ends_once_it_is_not_granted() {
     let stream = tokio::net::TcpStream::connect(to).await.unwrap();
     let name = rustls_pki_types::ServerName::try_from(HOST).unwrap();
     let mut stream = connector(&world.ca.pem, &[b"http/1.1"]).connect(name, stream).await.unwrap();
-    fence.gate.reload(&config(vec![])).unwrap();
+    fence.gate.reload(&config(vec![]).policy()).unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)));
     let outcome = fence.log.outcome(0).await;
@@ -133,7 +133,7 @@ async fn policies_come_by_a_channel_and_each_is_answered() {
         orders.write_all(&bytes).await.unwrap();
         serde_json::from_str::<Ready>(&answers.next_line().await.unwrap().unwrap()).unwrap()
     };
-    assert_eq!(send(serde_json::to_vec(&world.paths(&["/new"])).unwrap()).await, Ready::Up);
+    assert_eq!(send(serde_json::to_vec(&world.paths(&["/new"]).policy()).unwrap()).await, Ready::Up);
     let Ready::Error(report) = send(b"{}".to_vec()).await else { panic!() };
     assert_eq!(report.code, "gate.config");
     let mut client = fence.h1().await;
@@ -155,7 +155,19 @@ async fn a_budget_that_changes_keeps_what_was_spent() {
     let mut client = fence.h1().await;
     assert_eq!(status(&mut client, "/").await, StatusCode::OK);
     assert_eq!(status(&mut client, "/").await, StatusCode::TOO_MANY_REQUESTS);
-    fence.gate.reload(&limit("2")).unwrap();
+    fence.gate.reload(&limit("2").policy()).unwrap();
     assert_eq!(status(&mut client, "/").await, StatusCode::OK);
     assert_eq!(status(&mut client, "/").await, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test]
+async fn a_trust_store_that_was_not_needed_before_is_handed_over() {
+    let world = World::new().await;
+    let fence = Fence::of(&world.paths(&["/old"]));
+    let by_the_host = Grant { ca_pem: None, ..grant(world.upstream.address, &world.ca) };
+    let mut policy = config(vec![by_the_host]).policy();
+    assert!(fence.gate.reload(&policy).is_err(), "its files may be out of reach");
+    policy.system_pem = Some(world.ca.pem.clone());
+    fence.gate.reload(&policy).unwrap();
+    assert_eq!(status(&mut fence.h1().await, "/new").await, StatusCode::OK);
 }

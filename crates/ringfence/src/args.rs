@@ -182,6 +182,10 @@ pub struct Learn {
 /// `policy`
 #[derive(Debug, Subcommand)]
 pub enum PolicyVerb {
+    /// Put a changed manifest's grants and budget, and the guard-rails as they are now, in force for an agent that runs.
+    #[command(after_help = "Example:\n  ringfence policy apply examples/analyst\n\n\
+                            The next call is decided by it. A policy that is not right changes nothing.")]
+    Apply(PolicyApply),
     /// Compile a manifest's grants and the guard-rails, and say whether they stand.
     #[command(after_help = "Example:\n  ringfence policy check examples/analyst --rules")]
     Check(PolicyCheck),
@@ -205,6 +209,19 @@ pub enum PolicyVerb {
                             call = \"POST https://api.openai.com/v1/chat/completions\"\n  \
                             model = \"gpt-4o\"\n  expect = \"deny\"\n  reason = \"model_not_granted\"")]
     Test(PolicyTest),
+}
+
+/// `policy apply`
+#[derive(Debug, Group)]
+pub struct PolicyApply {
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Another manifest than the folder's own.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Json,
 }
 
 /// `policy check`

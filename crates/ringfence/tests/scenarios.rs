@@ -214,3 +214,39 @@ fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
     assert!(allowed.iter().any(|c| c["call"] == "GET http://203.0.113.9/x" && c["times"] == 1), "{changes}");
     assert_eq!(changes["replayed"]["newly_denied"], serde_json::json!([]));
 }
+
+#[test]
+fn a_policy_is_put_in_force_while_its_agent_runs_and_a_bad_one_is_not() {
+    let host = Host::new();
+    host.small("steered");
+    let folder = host.state().parent().unwrap().join("steered");
+    let manifest = folder.join("ringfence.toml");
+    let before = fs::read_to_string(&manifest).unwrap();
+    let resolves = || {
+        let program = "import socket; print(socket.gethostbyname('later.example.org'))";
+        let command = host.command(&["exec", "steered", "--", "python3", "-c", program]).output().unwrap();
+        command.status.success()
+    };
+    let apply = |text: &str| {
+        fs::write(&manifest, text).unwrap();
+        host.command(&["policy", "apply", folder.to_str().unwrap()]).output().unwrap()
+    };
+    assert!(!resolves());
+    let granted = format!("{before}\n[[grant]]\nhost = \"later.example.org\"\n");
+    let done = apply(&granted);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(resolves(), "without a new start");
+    for bad in [
+        format!("{granted}\n[limits]\nmemory = \"2GiB\"\n"),
+        format!("{before}\n[[grant]]\nhost = \"x.example.org\"\ntls = \"passthrough\"\n"),
+        format!("{before}\n[[grant]]\nhost = \"x.example.org\"\npaths = [\"/a/../b\"]\n"),
+        "[agent]\nname = \"steered\"\n".to_owned(),
+    ] {
+        assert!(!apply(&bad).status.success(), "{bad}");
+        assert!(resolves(), "the policy before stays in force");
+    }
+    assert!(apply(&before).status.success());
+    assert!(!resolves());
+    let log = host.ok(&["audit", "--json"]);
+    assert!(log.contains("\"policy.apply\"") && log.contains("\"policy.path\""), "{log}");
+}

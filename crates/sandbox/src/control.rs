@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ringfence_model::Report;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -32,6 +33,8 @@ pub enum Request {
     Freeze,
     /// Kill everything at once.
     Kill,
+    /// Put another policy in force; the gate's new configuration comes beside it, passed on unread.
+    Policy,
     /// Attack the fence from inside.
     Probe {
         /// What the probes aim at.
@@ -70,6 +73,11 @@ pub enum Answer {
     Findings {
         /// One for each probe.
         findings: Vec<Finding>,
+    },
+    /// The gate refused, and goes on as before.
+    Refused {
+        /// Why.
+        report: Report,
     },
     /// How the sandbox is.
     Status(Status),
@@ -181,6 +189,19 @@ pub fn probe(shim: &Shim, targets: crate::probe::Targets) -> Result<Vec<Finding>
         Answer::Findings { findings } => Ok(findings),
         Answer::Failed { why } => Err(SandboxError::Runtime { doing: "probe the fence", why }),
         other => Err(SandboxError::Runtime { doing: "probe the fence", why: format!("answer {other:?}") }),
+    }
+}
+
+/// Puts another policy in force. `config` holds the gate's new configuration.
+///
+/// # Errors
+/// As [`Shim::ask`], and the gate's own report if it refuses; it goes on as before then.
+pub fn policy(shim: &Shim, config: BorrowedFd<'_>) -> Result<(), Report> {
+    match shim.ask(&Request::Policy, &[config], Duration::from_secs(30))? {
+        Answer::Done => Ok(()),
+        Answer::Refused { report } => Err(report),
+        Answer::Failed { why } => Err(SandboxError::Runtime { doing: "change the policy", why }.into()),
+        other => Err(SandboxError::Runtime { doing: "change the policy", why: format!("answer {other:?}") }.into()),
     }
 }
 

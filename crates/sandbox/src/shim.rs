@@ -113,6 +113,30 @@ struct Gate {
     _cgroup: Option<Group>,
     /// Keeps the capture attached for as long as the gate may live.
     _link: OwnedFd,
+    /// Where it takes new policies.
+    control: UnixStream,
+}
+
+impl Gate {
+    /// Hands over a configuration. The gate gives up on what is not whole, so nothing may be left half sent.
+    fn tell(&mut self, config: &File) -> std::io::Result<GateLine> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const MOST: u64 = 16 << 20;
+        use std::os::unix::fs::FileExt;
+        let length = config.metadata()?.len();
+        if length > MOST {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        config.read_exact_at(&mut bytes, 0)?;
+        self.control.set_read_timeout(Some(PATIENCE))?;
+        self.control.set_write_timeout(Some(PATIENCE))?;
+        self.control.write_all(&u32::try_from(length).unwrap_or(0).to_le_bytes())?;
+        self.control.write_all(&bytes)?;
+        let mut line = String::new();
+        BufReader::new((&self.control).take(1 << 20)).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
 }
 
 struct Shim {
@@ -391,8 +415,23 @@ impl Shim {
                 }
                 return self.aside(stream, |shim| shim.exec(&argv, env, cwd, fds));
             }
+            Request::Policy => self.put_in_force(fds),
             Request::Probe { targets } => return self.aside(stream, |shim| shim.probe(&targets)),
         })
+    }
+
+    /// Passes a new configuration on to the gate, and its answer back.
+    fn put_in_force(&mut self, fds: Vec<OwnedFd>) -> Answer {
+        let Some(gate) = &mut self.gate else { return Answer::Failed { why: "it has no gate".into() } };
+        let Some(config) = fds.into_iter().next() else {
+            return Answer::Failed { why: "no configuration came".into() };
+        };
+        match gate.tell(&File::from(config)) {
+            Ok(GateLine::Up) => Answer::Done,
+            Ok(GateLine::Error(report)) => Answer::Refused { report },
+            Ok(GateLine::CaPem(_)) => Answer::Failed { why: "the gate answered something else".into() },
+            Err(error) => Answer::Failed { why: format!("the gate did not answer: {error}") },
+        }
     }
 
     /// Does something slow in a child, which answers by itself.
@@ -651,7 +690,9 @@ fn start_gate(
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SandboxError::step("make a pipe")(e.into()))?;
     let Capture { tcp: [t4, t6], dns: [d4, d6], udp: [u4, u6], link } = capture;
+    let (control, theirs) = UnixStream::pair().map_err(SandboxError::step("make a pair of sockets"))?;
     let mut given = vec![
+        (theirs.into(), fds::GATE_CONTROL),
         (config, fds::GATE_CONFIG),
         (spool_file(spec, "gate")?.into(), fds::GATE_SPOOL),
         (writer, fds::GATE_READY),
@@ -678,7 +719,7 @@ fn start_gate(
     .map_err(SandboxError::step("start the gate"))?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| SandboxError::Gate("it has no process id".into()))?;
-    let mut gate = Gate { pid, _cgroup: None, _link: link };
+    let mut gate = Gate { pid, _cgroup: None, _link: link, control };
     if spec.fence.cgroup {
         let group = Group::make(&runtime::gate_cgroup(&spec.id), GATE_MEMORY.0, GATE_TASKS).and_then(|group| {
             group.take(pid.as_raw_nonzero().get())?;

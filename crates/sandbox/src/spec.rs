@@ -193,6 +193,8 @@ pub mod fds {
     pub const GATE_LEDGER: i32 = 8;
     /// Gate: the file that the host's budget is counted in; may be absent.
     pub const GATE_HOST_LEDGER: i32 = 9;
+    /// Gate: Unix socket on which new policies come.
+    pub const GATE_CONTROL: i32 = 16;
     /// Gate: captured TCP connections, IPv4 and IPv6.
     pub const GATE_TCP: [i32; 2] = [10, 11];
     /// Gate: captured datagrams to port 53.

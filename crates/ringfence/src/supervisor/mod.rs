@@ -464,6 +464,10 @@ impl Control for Supervisor {
         Ok(self.view(&agent))
     }
 
+    async fn apply(&self, caller: Caller, request: UpRequest) -> Result<AgentView, Report> {
+        self.put_in_force(caller, &request)
+    }
+
     async fn down(&self, caller: Caller, request: DownRequest) -> Result<Nothing, Report> {
         let names = match request.agent {
             Some(name) => vec![self.agent(&name)?.name],

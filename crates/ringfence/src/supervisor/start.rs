@@ -74,6 +74,7 @@ pub fn gate_fds() -> Fds {
         host_netns: Some(fds::GATE_HOST_NETNS),
         spool: fds::GATE_SPOOL,
         ready: fds::GATE_READY,
+        control: Some(fds::GATE_CONTROL),
         ..Fds::default()
     }
 }
@@ -187,7 +188,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -
         mount_dir: plan.paths.mounts(),
         log: home.join("agent.log"),
         spools: plan.paths.spools_of(id),
-        ledger: (!manifest.budget.is_empty()).then(|| home.join("budget")),
+        ledger: Some(home.join("budget")),
         host_ledger: (!plan.host.budget.is_empty()).then(|| plan.paths.host_ledger()),
         gate_program: plan.program.to_path_buf(),
         fence: fence(manifest),

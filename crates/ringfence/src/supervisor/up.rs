@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use ringfence_audit::Event;
-use ringfence_fleet::api::{ProbeView, StartRequest, State, UpEvent, UpReport, UpRequest};
+use ringfence_fleet::api::{AgentView, ProbeView, StartRequest, State, UpEvent, UpReport, UpRequest};
 use ringfence_fleet::{Caller, Sink};
+use ringfence_gate::config::NewPolicy;
 use ringfence_image::VerifiedImage;
-use ringfence_model::manifest::SecretSource;
+use ringfence_model::manifest::{Grant, SecretSource, TlsMode};
 use ringfence_model::work::{Progress, Step, cancelled};
 use ringfence_model::{Digest, Fault, Manifest, Report, SecretText};
 use ringfence_sandbox::control::{self, Shim};
@@ -65,6 +67,39 @@ impl Took {
 }
 
 impl Supervisor {
+    /// Puts the policy of a manifest in force for the agent that runs.
+    pub(super) fn put_in_force(&self, caller: Caller, request: &UpRequest) -> Result<AgentView, Report> {
+        let manifest = understand(request)?;
+        let _busy = self.hold(&manifest.name)?;
+        let (mut agent, shim) = self.living(&manifest.name)?;
+        if let Some(key) = beyond_policy(&agent.manifest, &manifest) {
+            return Err(Report::new(
+                "policy.apply",
+                Fault::Caller,
+                format!("`{key}` changed, which needs a new start"),
+            )
+            .hint(format!("put it back, or start anew with `ringfence up {} --replace`", request.folder.display())));
+        }
+        let host = Paths::read_host_policy()?;
+        let policy = NewPolicy {
+            agent: manifest.name.clone(),
+            grants: manifest.grants.clone(),
+            guardrails: host.guardrails,
+            budget: manifest.budget.clone(),
+            host_budget: host.budget,
+            prices: host.prices,
+            system_pem: Some(ringfence_gate::tls::system_pem()),
+        };
+        self.record_operator(caller, "policy.apply", super::about(&manifest.name), "begun")?;
+        let done = hand_over(&shim, &policy);
+        let result = done.as_ref().err().map_or("ok", |report| report.code.as_str());
+        self.record_operator(caller, "policy.apply", super::about(&manifest.name), result)?;
+        done?;
+        agent.manifest = manifest;
+        lock(&self.db).put(&agent)?;
+        Ok(self.view(&agent))
+    }
+
     pub(super) async fn bring_up(&self, caller: Caller, request: UpRequest, sink: Sink<UpEvent>) -> Result<(), Report> {
         let manifest = understand(&request)?;
         only_root()?;
@@ -502,6 +537,34 @@ fn only_root() -> Result<(), Report> {
     Err(Report::new("host.not_root", Fault::Host, "cannot make sandboxes without root")
         .cause(format!("the supervisor runs as uid {}; namespaces, uid ranges and mounts are root's", uid.as_raw()))
         .hint("stop it with `ringfence serve --stop`, then run the command as root"))
+}
+
+/// What a change of a manifest changes beside the policy, if anything.
+fn beyond_policy(before: &Manifest, after: &Manifest) -> Option<&'static str> {
+    let Manifest { name: _, kind, entry, env, health, image, dependencies, limits, grants, credentials, .. } = before;
+    let changed = [
+        (*kind != after.kind || *entry != after.entry || *env != after.env || *health != after.health, "[agent]"),
+        (*image != after.image, "[image]"),
+        (*dependencies != after.dependencies, "[dependencies]"),
+        (*limits != after.limits, "[limits]"),
+        (*credentials != after.credentials, "[credential]"),
+        (before.ingress != after.ingress, "[ingress]"),
+        (before.danger != after.danger, "[danger]"),
+    ];
+    // The agent trusts the host's own authorities only if a grant was closed when it started.
+    let closed = |grants: &[Grant]| grants.iter().any(|grant| grant.tls == TlsMode::Passthrough);
+    if closed(&after.grants) && !closed(grants) {
+        return Some("tls = \"passthrough\"");
+    }
+    changed.into_iter().find(|(changed, _)| *changed).map(|(_, key)| key)
+}
+
+fn hand_over(shim: &Shim, policy: &NewPolicy) -> Result<(), Report> {
+    let failed =
+        |e: &dyn std::error::Error| Report::new("policy.apply", Fault::Us, "cannot hand the policy over").because(e);
+    let bytes = serde_json::to_vec(policy).map_err(|e| failed(&e))?;
+    let file = ringfence_sys::spawn::sealed("policy", &bytes).map_err(|e| failed(&e))?;
+    tokio::task::block_in_place(|| control::policy(shim, file.as_fd()))
 }
 
 fn understand(request: &UpRequest) -> Result<Manifest, Report> {

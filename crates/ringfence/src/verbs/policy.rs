@@ -14,7 +14,7 @@ use ringfence_policy::{Call, Decision, LlmCall, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::{NOT_PASSED, up};
-use crate::args::{PolicyCheck, PolicyDiff, PolicyExplain, PolicyTest, PolicyVerb};
+use crate::args::{PolicyApply, PolicyCheck, PolicyDiff, PolicyExplain, PolicyTest, PolicyVerb};
 use crate::connect;
 use crate::paths::Paths;
 use crate::print::{self, Ink, Table};
@@ -24,6 +24,7 @@ const CASES: &str = "ringfence.test.toml";
 
 pub async fn run(verb: PolicyVerb) -> Result<ExitCode, Report> {
     match verb {
+        PolicyVerb::Apply(args) => apply(&args).await,
         PolicyVerb::Check(args) => check(&args),
         PolicyVerb::Diff(args) => diff(&args).await,
         PolicyVerb::Explain(args) => explain(&args),
@@ -103,6 +104,21 @@ const fn ink(decision: Outcome) -> (Ink, &'static str) {
         Outcome::Allow => (Ink::Good, "allow"),
         Outcome::Deny => (Ink::Bad, "deny"),
     }
+}
+
+async fn apply(args: &PolicyApply) -> Result<ExitCode, Report> {
+    let request = up::request(&args.folder, args.manifest.as_deref())?;
+    let view = connect::client_or_start().await?.apply(&request).await?;
+    if args.output.json {
+        print::json(&view);
+    } else {
+        print::line(&format!(
+            "{} the policy of {} is in force",
+            print::paint(Ink::Good, "\u{2713}"),
+            print::paint(Ink::Bold, view.agent.as_str())
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check(args: &PolicyCheck) -> Result<ExitCode, Report> {

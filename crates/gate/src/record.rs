@@ -1,5 +1,6 @@
 //! Phase seven, and before phase six: the intent of a call before its first byte leaves, its outcome after.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,14 @@ use ringfence_policy::{Denial, Permit};
 /// Denials that are answered at once, per second; more have to wait for their answer.
 const DENIALS_PER_SECOND: u32 = 200;
 
+/// How often the same may be denied before its answers come later and later: an agent in a loop burns no more tokens than
+/// it must, and has time to be noticed. It is forgotten after a while without.
+const LOOP_AFTER: u32 = 20;
+const LOOP_STEP: Duration = Duration::from_millis(100);
+const LOOP_MOST: Duration = Duration::from_secs(2);
+const LOOP_FORGOTTEN: Duration = Duration::from_secs(60);
+const MAX_LOOPS: usize = 256;
+
 /// The longest path that an entry carries, in bytes.
 const MAX_PATH_BYTES: usize = 2048;
 
@@ -21,9 +30,13 @@ const MAX_PATH_BYTES: usize = 2048;
 pub struct Recorder {
     log: Arc<dyn Record>,
     pace: Pace,
+    loops: Mutex<HashMap<Again, (u32, Instant)>>,
     /// Whether somebody is about to settle what may wait.
     settling: AtomicBool,
 }
+
+/// What makes a denial the same as one before: why, where, and by which method.
+type Again = (&'static str, String, Option<String>);
 
 /// What is known of a call before it is decided.
 #[derive(Clone, Debug)]
@@ -70,7 +83,7 @@ impl Recorder {
     /// Records to `log`.
     #[must_use]
     pub fn new(log: Arc<dyn Record>) -> Self {
-        Self { log, pace: Pace::new(DENIALS_PER_SECOND), settling: AtomicBool::new(false) }
+        Self { log, pace: Pace::new(DENIALS_PER_SECOND), loops: Mutex::default(), settling: AtomicBool::new(false) }
     }
 
     /// Records any event, now.
@@ -158,6 +171,7 @@ impl Recorder {
     /// Records a denial. A flood of them is slowed down, so that it cannot fill the disk.
     pub async fn deny(&self, subject: Subject, denial: &Denial) -> CallId {
         self.pace.wait().await;
+        let held = self.looping(&subject, denial, Instant::now());
         let id = new_id();
         let mut intent = intent(id.clone(), subject, Outcome::Deny);
         intent.reason = denial.code.into();
@@ -165,7 +179,33 @@ impl Recorder {
         intent.rules.clone_from(&denial.rules);
         // Nothing is let through, so an entry that cannot be written stops nothing more; `event` says so.
         let _ = self.event(Event::CallIntent(intent));
+        if !held.is_zero() {
+            tokio::time::sleep(held).await;
+        }
         id
+    }
+
+    /// How long the answer to a denial is held back, because the same was denied so often.
+    fn looping(&self, subject: &Subject, denial: &Denial, now: Instant) -> Duration {
+        // People who come in share nothing but the door: one must not be held up for another.
+        if subject.direction == Direction::Ingress {
+            return Duration::ZERO;
+        }
+        let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = (denial.code, subject.host.clone(), subject.method.clone());
+        if loops.len() >= MAX_LOOPS && !loops.contains_key(&again) {
+            loops.retain(|_, (_, last)| now.duration_since(*last) < LOOP_FORGOTTEN);
+            if loops.len() >= MAX_LOOPS {
+                loops.clear();
+            }
+        }
+        let (count, last) = loops.entry(again).or_insert((0, now));
+        if now.duration_since(*last) >= LOOP_FORGOTTEN {
+            *count = 0;
+        }
+        *last = now;
+        *count = count.saturating_add(1);
+        (LOOP_STEP * count.saturating_sub(LOOP_AFTER)).min(LOOP_MOST)
     }
 }
 
@@ -329,6 +369,31 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_in_a_loop_is_answered_later_and_later_and_another_call_is_not() {
+        struct Nowhere;
+        impl Record for Nowhere {
+            fn record(&self, _: Timestamp, _: Event) -> Result<u64, RecordError> {
+                Ok(1)
+            }
+        }
+        let recorder = Recorder::new(Arc::new(Nowhere));
+        let began = Instant::now();
+        let denial = Denial::new("no_grant", "");
+        let held = |host: &str, after: Duration| {
+            recorder.looping(&Subject::connection("tcp", host.into(), 443), &denial, began + after)
+        };
+        let all: Vec<Duration> = (0..60).map(|_| held("a.example", Duration::ZERO)).collect();
+        assert!(all[..20].iter().all(Duration::is_zero));
+        assert_eq!((all[20], all[59]), (LOOP_STEP, LOOP_MOST));
+        assert!(held("b.example", Duration::ZERO).is_zero());
+        assert!(held("a.example", LOOP_FORGOTTEN).is_zero());
+        for nth in 0..2 * MAX_LOOPS {
+            held(&format!("{nth}.example"), Duration::ZERO);
+        }
+        assert!(recorder.loops.lock().unwrap().len() <= MAX_LOOPS);
+    }
 
     #[test]
     fn a_pace_lets_its_number_pass_and_no_more() {

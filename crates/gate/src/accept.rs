@@ -23,7 +23,7 @@ use crate::identify::{self, ClientHello, Speech};
 use crate::record::Subject;
 use crate::resolver::Meaning;
 use crate::stream::{Gather, ReadAhead};
-use crate::{Gate, decide, relay, resolver};
+use crate::{Gate, decide, proxy, relay, resolver};
 
 /// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
 const FIRST_WORDS: Duration = Duration::from_secs(8);
@@ -32,7 +32,7 @@ const FIRST_WORDS: Duration = Duration::from_secs(8);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How long a client may take over the head of a request; idle connections end so too.
-const HEAD: Duration = Duration::from_secs(75);
+pub(crate) const HEAD: Duration = Duration::from_secs(75);
 
 /// The largest request head.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -98,30 +98,48 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 async fn handle(gate: Arc<Gate>, arrival: Arrival) {
-    let Arrival { mut stream, destination } = arrival;
+    let Arrival { stream, destination } = arrival;
     let gate = gate.latest();
     if destination.port() == 53 {
         // The end of a DNS connection, however it comes, is nobody's concern.
         let _ = resolver::serve_stream(&gate, stream).await;
         return;
     }
+    if proxy::is_at(destination) {
+        return proxy::serve(gate, stream).await;
+    }
     let meaning = gate.names.meaning(destination.ip());
-    let (speech, first) = match tokio::time::timeout(FIRST_WORDS, first_words(&mut stream)).await {
-        Ok(Ok(heard)) => heard,
-        Ok(Err(_)) => (Speech::Unknown("it broke off before it said anything"), Bytes::new()),
-        Err(_) => (Speech::Unknown("the client waits for the server to speak"), Bytes::new()),
+    let shown = match &meaning {
+        Meaning::Address(host) | Meaning::Name(host) => host.to_string(),
+        Meaning::Nothing => destination.ip().to_string(),
     };
+    converse(gate, stream, Toward { meaning, shown, port: destination.port() }).await;
+}
+
+/// Where a connection means to go, whichever way it came in.
+pub(crate) struct Toward {
+    pub(crate) meaning: Meaning,
+    /// How the log tells it.
+    pub(crate) shown: String,
+    pub(crate) port: u16,
+}
+
+/// Hears what a connection has to say, and serves what may be served.
+pub(crate) async fn converse<S>(gate: Arc<Gate>, mut stream: S, to: Toward)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (speech, first) = listen(&mut stream).await;
     let stream = ReadAhead::new(stream, first);
-    let port = destination.port();
+    let Toward { meaning, shown, port } = to;
     match (speech, meaning) {
-        (Speech::Unknown(why), meaning) => {
-            let host = shown(&meaning, destination);
-            deny(&gate, "tcp", host, port, &Denial::new("protocol_unknown", why)).await;
+        (Speech::Unknown(why), _) => {
+            deny(&gate, "tcp", shown, port, &Denial::new("protocol_unknown", why)).await;
         }
-        (Speech::Tls(hello), meaning) => tls(gate, stream, hello, meaning, destination).await,
+        (Speech::Tls(hello), meaning) => tls(gate, stream, hello, Toward { meaning, shown, port }).await,
         (_, Meaning::Nothing) => {
             let denial = Denial::new("unknown_address", "no name was given this address");
-            deny(&gate, "tcp", destination.ip().to_string(), port, &denial).await;
+            deny(&gate, "tcp", shown, port, &denial).await;
         }
         (speech, Meaning::Address(host) | Meaning::Name(host)) => {
             let protocol = if speech == Speech::Http2 { Protocol::H2 } else { Protocol::Http1 };
@@ -130,8 +148,17 @@ async fn handle(gate: Arc<Gate>, arrival: Arrival) {
     }
 }
 
+/// What a connection speaks, and the bytes that say so.
+pub(crate) async fn listen<S: AsyncRead + Unpin>(stream: &mut S) -> (Speech, Bytes) {
+    match tokio::time::timeout(FIRST_WORDS, first_words(stream)).await {
+        Ok(Ok(heard)) => heard,
+        Ok(Err(_)) => (Speech::Unknown("it broke off before it said anything"), Bytes::new()),
+        Err(_) => (Speech::Unknown("the client waits for the server to speak"), Bytes::new()),
+    }
+}
+
 /// Reads until it is clear what is spoken.
-async fn first_words(stream: &mut TcpStream) -> io::Result<(Speech, Bytes)> {
+async fn first_words<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Speech, Bytes)> {
     let mut bytes = BytesMut::with_capacity(2048);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {
@@ -145,15 +172,18 @@ async fn first_words(stream: &mut TcpStream) -> io::Result<(Speech, Bytes)> {
     }
 }
 
-async fn tls(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: ClientHello, meaning: Meaning, to: SocketAddr) {
-    let port = to.port();
+async fn tls<S>(gate: Arc<Gate>, stream: ReadAhead<S>, hello: ClientHello, to: Toward)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Toward { meaning, shown, port } = to;
     let denied = match whom(&hello, &meaning) {
         Ok(host) => match gate.decisions.connection(&gate.policy, &host, port, Scheme::Https) {
             Ok(TlsMode::Inspect) => return intercept(gate, stream, &hello, host, port).await,
             Ok(TlsMode::Passthrough) => return pass_through(gate, stream, host, port).await,
             Err(denial) => (host.to_string(), denial),
         },
-        Err(denial) => (hello.server_name.unwrap_or_else(|| shown(&meaning, to)), denial),
+        Err(denial) => (hello.server_name.unwrap_or(shown), denial),
     };
     deny(&gate, "tls", denied.0, port, &denied.1).await;
     refuse_tls(stream).await;
@@ -179,7 +209,10 @@ fn whom(hello: &ClientHello, meaning: &Meaning) -> Result<HostName, Denial> {
 }
 
 /// Opens TLS as the host would, and serves what is inside.
-async fn intercept(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: &ClientHello, host: HostName, port: u16) {
+async fn intercept<S>(gate: Arc<Gate>, stream: ReadAhead<S>, hello: &ClientHello, host: HostName, port: u16)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let config = match gate.authority.server_config(&host) {
         Ok(config) => config,
         Err(error) => {
@@ -208,7 +241,10 @@ async fn intercept(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, hello: &Client
 }
 
 /// Relays TLS that stays closed.
-async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostName, port: u16) {
+async fn pass_through<S>(gate: Arc<Gate>, stream: ReadAhead<S>, host: HostName, port: u16)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     const PROTOCOL: &str = "tls-passthrough";
     let permit = match decide::passthrough(&gate.policy, &host, port) {
         Ok(permit) => permit,
@@ -261,21 +297,14 @@ async fn pass_through(gate: Arc<Gate>, stream: ReadAhead<TcpStream>, host: HostN
 }
 
 /// Says no in the words of TLS.
-async fn refuse_tls(mut stream: ReadAhead<TcpStream>) {
+async fn refuse_tls<S: AsyncRead + AsyncWrite + Unpin>(mut stream: ReadAhead<S>) {
     // The client may be gone already; then there is nobody to tell.
     let _ = stream.write_all(&ACCESS_DENIED).await;
     let _ = stream.shutdown().await;
 }
 
-async fn deny(gate: &Gate, protocol: &'static str, host: String, port: u16, denial: &Denial) {
+pub(crate) async fn deny(gate: &Gate, protocol: &'static str, host: String, port: u16, denial: &Denial) {
     gate.recorder.deny(Subject::connection(protocol, host, port), denial).await;
-}
-
-fn shown(meaning: &Meaning, destination: SocketAddr) -> String {
-    match meaning {
-        Meaning::Address(host) | Meaning::Name(host) => host.to_string(),
-        Meaning::Nothing => destination.ip().to_string(),
-    }
 }
 
 /// What HTTP is spoken on a connection.

@@ -227,7 +227,7 @@ pub fn request(parts: &Parts, host: &HostName, port: u16, scheme: Scheme) -> Res
 }
 
 /// Whether `text`, as in a Host header, names this host and port.
-fn names(text: &str, host: &HostName, port: u16) -> bool {
+pub(crate) fn names(text: &str, host: &HostName, port: u16) -> bool {
     // As nearly every client writes it; a name in its one form reads in no other way.
     if host.name() == Some(text) {
         return true;

@@ -20,6 +20,7 @@
 //!
 //! - [`tls`]: the authority that exists for one start of one sandbox, and what upstreams must show
 //! - [`resolver`]: names become addresses that mean the name and nothing else
+//! - [`proxy`]: the same calls, from clients that insist on a proxy
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
 //! - [`coding`]: content codings undone
@@ -50,6 +51,7 @@ pub mod llm;
 pub mod misdirect;
 mod needle;
 pub mod process;
+pub mod proxy;
 pub mod record;
 pub mod refuse;
 pub mod relay;

@@ -12,8 +12,8 @@ use ringfence_audit::{Event, Outcome};
 use ringfence_model::HostName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::Gate;
 use crate::record::Pace;
+use crate::{Gate, proxy};
 
 /// Seconds that a client may keep an answer. The address stays for the life of the gate.
 const TTL_S: u32 = 30;
@@ -211,6 +211,9 @@ impl Gate {
     /// Answers one DNS message and records it. `None`: say nothing.
     pub(crate) fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         let mut say = |host: &HostName| {
+            if proxy::is_named(host) {
+                return Say::Address(proxy::ADDRESS);
+            }
             let newer = self.newer();
             if !newer.as_deref().unwrap_or(self).policy.could_resolve(host) {
                 return Say::Nothing;

@@ -331,6 +331,7 @@ where
                 .timer(TokioTimer::new())
                 .max_header_list_size(64 * 1024)
                 .max_concurrent_streams(128)
+                .enable_connect_protocol()
                 .keep_alive_interval(HEAD)
                 .auto_date_header(false)
                 .serve_connection(io, service)

@@ -1,10 +1,10 @@
 //! The life of one HTTP request of the agent, phase by phase.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
-    TRANSFER_ENCODING, UPGRADE,
+    SEC_WEBSOCKET_EXTENSIONS, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -25,10 +25,12 @@ use crate::echo::EchoGuard;
 use crate::inject::{Credential, Head, Target};
 use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
 use crate::misdirect::{MAX_SEARCHED_BYTES, Search};
+use crate::realtime::Realtime;
 use crate::record::{Call, Subject};
 use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
+use crate::websocket::{self, Bridge, Socket};
 use crate::{Gate, decide, identify, inject, llm, refuse, relay, rpc};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
@@ -83,7 +85,8 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
 async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Result<Response<DownBody>, Refused> {
     let gate = &line.gate.latest();
     let (mut parts, body) = request.into_parts();
-    let websocket = is_websocket(&parts);
+    let bridge = Bridge::of(&mut parts);
+    let websocket = bridge.is_some() || is_websocket(&parts);
     let mut subject = subject(line, &parts, websocket);
     let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
 
@@ -128,6 +131,8 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         credential => credential.flatten(),
     };
     let agent_side = parts.extensions.remove::<OnUpgrade>();
+    let spoken = asked.as_ref().filter(|asked| websocket && asked.request.shape.is_websocket());
+    let realtime = route.zip(spoken).map(|(route, asked)| talk((gate, line), &permit, route, asked, (&subject, &plan)));
     let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
     let readable = credential.is_some() || asked.is_some() || peer.is_some();
     let prepared = prepare(line, &permit, parts, content, websocket, credential, readable).await;
@@ -182,19 +187,25 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     })?;
     call.status(response.status().as_u16());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let echo = echo.map(EchoGuard::of_messages);
         let (later, host, port, scheme) = (Arc::clone(gate), line.host.clone(), line.port, line.scheme);
         let (path, method) = (permit.path().unwrap_or_default().to_owned(), method.clone());
+        let facts = asked.map(|asked| asked.facts);
         let revoked = async move {
             let allows = |policy: &Policy| {
-                let (method, path, model, llm) = (method.as_str(), path.as_str(), None, None);
+                let (method, path, llm) = (method.as_str(), path.as_str(), facts.as_ref());
+                let model = llm.and_then(|llm| llm.models.first()).map(String::as_str);
                 let question = HttpRequest { host: &host, port, scheme, method, path, websocket: true, model, llm };
                 decide::http(policy, question).is_ok()
             };
             later.until_denied(allows).await;
         };
-        return upgraded(response, agent_side.filter(|_| websocket), echo, call, account, revoked)
+        let socket = Socket { gate: Arc::clone(gate), call, account, echo, realtime };
+        return upgraded(response, agent_side.filter(|_| websocket), bridge.as_ref(), socket, revoked)
             .map_err(|(why, id)| Refused::Failed(id, why));
+    }
+    if bridge.is_some() && response.status().is_success() {
+        let why = "websocket_refused: the upstream answered without switching protocols";
+        return Err(failed(why.into(), "the upstream opened no WebSocket"));
     }
 
     // inspect and count what comes back; the outcome is recorded when its last byte is through
@@ -387,6 +398,7 @@ async fn prepare(
     head.headers.remove(EXPECT);
     if websocket {
         ask_for_websocket(&mut head.headers);
+        websocket::offer_no_extension(&mut head.headers);
     }
     if let Some(credential) = credential {
         credential.take_out(&mut head)?;
@@ -394,7 +406,6 @@ async fn prepare(
     if readable {
         // What comes back must be readable, or an echo of the secret could pass, and what was used would not be known.
         head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        head.headers.remove("sec-websocket-extensions");
     }
     placeholders.check_head(&line.host.to_string(), &head.path, head.query.as_deref(), &head.headers)?;
 
@@ -518,35 +529,60 @@ fn brought_back(
     ))
 }
 
-/// The upstream agreed to a WebSocket; from here on bytes are relayed both ways.
+/// What understands the messages of a WebSocket to a language model.
+fn talk(
+    (gate, line): (&Arc<Gate>, &Line),
+    permit: &Permit,
+    route: Route,
+    asked: &Asked,
+    (subject, plan): (&Subject, &Plan),
+) -> Box<Realtime> {
+    let counted = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
+    let asked = Asked { facts: asked.facts.clone(), request: asked.request.clone() };
+    Box::new(Realtime {
+        route,
+        subject: subject.clone(),
+        host: line.host.clone(),
+        port: line.port,
+        scheme: line.scheme,
+        grant: permit.grant(),
+        most_tokens: counted.then_some(plan.want.tokens),
+        tap: Mutex::new(Counting::new(&gate.ledger, asked, plan, UsageAsked::Needless).begin(&HeaderMap::new())),
+    })
+}
+
+/// The upstream agreed to a WebSocket; from here on messages are relayed both ways.
 fn upgraded(
     mut response: Response<Incoming>,
     agent: Option<OnUpgrade>,
-    echo: Option<EchoGuard>,
-    call: Arc<Call>,
-    account: Option<Arc<Account>>,
+    bridge: Option<&Bridge>,
+    socket: Socket,
     revoked: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Response<DownBody>, (&'static str, CallId)> {
-    let Some(agent) = agent else {
-        call.failed("unasked_upgrade: the upstream switched protocols unasked");
-        return Err(("the upstream could not be understood", call.id().clone()));
+    let call = Arc::clone(&socket.call);
+    let failed = |why: &str| {
+        call.failed(why);
+        Err(("the upstream could not be understood", call.id().clone()))
     };
+    let Some(agent) = agent else { return failed("unasked_upgrade: the upstream switched protocols unasked") };
     let upstream = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
+    if parts.headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+        return failed("websocket_refused: the upstream agreed to an extension that nobody offered");
+    }
     relay::strip_hop_by_hop(&mut parts.headers);
     ask_for_websocket(&mut parts.headers);
+    if let Some(Err(why)) = bridge.map(|bridge| bridge.back(&mut parts)) {
+        return failed(why);
+    }
     parts.extensions.clear();
-    if echo.as_ref().is_some_and(|guard| guard.clean(&mut parts.headers)) {
+    if socket.echo.as_ref().is_some_and(|guard| guard.clean(&mut parts.headers)) {
         call.found("secret_echo_redacted");
     }
     tokio::spawn(async move {
         let done = match tokio::try_join!(agent, upstream) {
             Ok((agent, upstream)) => {
-                let (agent, upstream) = (TokioIo::new(agent), TokioIo::new(upstream));
-                tokio::select! {
-                    done = relay::tunnel(agent, upstream, &call, echo, account.as_deref()) => done,
-                    () = revoked => Err(relay::REVOKED.to_owned()),
-                }
+                websocket::relay(TokioIo::new(agent), TokioIo::new(upstream), socket, revoked).await
             }
             Err(error) => Err(format!("upgrade_failed: {error}")),
         };

@@ -360,7 +360,7 @@ fn upgraded(mut response: Response<Incoming>, person: Option<OnUpgrade>, call: A
     parts.extensions.clear();
     tokio::spawn(async move {
         let done = match tokio::try_join!(person, agent) {
-            Ok((person, agent)) => relay::tunnel(TokioIo::new(person), TokioIo::new(agent), &call, None, None).await,
+            Ok((person, agent)) => relay::tunnel(TokioIo::new(person), TokioIo::new(agent), &call, None).await,
             Err(error) => Err(format!("upgrade_failed: {error}")),
         };
         if let Err(why) = done {

@@ -20,6 +20,7 @@
 //!
 //! - [`tls`]: the authority that exists for one start of one sandbox, and what upstreams must show
 //! - [`resolver`]: names become addresses that mean the name and nothing else
+//! - [`websocket`]: messages both ways; [`realtime`] where they are for a language model
 //! - [`proxy`]: the same calls, from clients that insist on a proxy
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
@@ -52,6 +53,7 @@ pub mod misdirect;
 mod needle;
 pub mod process;
 pub mod proxy;
+pub mod realtime;
 pub mod record;
 pub mod refuse;
 pub mod relay;
@@ -62,6 +64,7 @@ pub mod sigv4;
 mod stream;
 pub mod tls;
 pub mod token;
+pub mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -246,7 +246,7 @@ fn model_of(headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Denial> 
     }
 }
 
-fn facts(request: &llm::Request) -> LlmCall {
+pub(crate) fn facts(request: &llm::Request) -> LlmCall {
     LlmCall {
         api: request.shape.word().to_owned(),
         models: request.models().map(str::to_owned).collect(),
@@ -415,7 +415,8 @@ impl Counting {
     #[must_use]
     pub fn begin(self, headers: &HeaderMap) -> Tap {
         let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let framing = Framing::of(kind);
+        let messages = self.request.shape.is_websocket();
+        let framing = if messages { Framing::Messages } else { Framing::of(kind) };
         let mut meter = Meter::new(&self.request, framing);
         for (name, value) in headers {
             if name.as_str().starts_with("x-amzn-bedrock-")
@@ -460,6 +461,11 @@ impl Tap {
     #[must_use]
     pub const fn changes(&self) -> bool {
         self.drop_usage || self.output.is_some()
+    }
+
+    /// Adds tokens that went in after the call began.
+    pub const fn input(&mut self, tokens: u64) {
+        self.meter.input(tokens);
     }
 
     /// Takes a chunk and gives what may go on; `true` if the answer ends with it, for `call`.

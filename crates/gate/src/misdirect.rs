@@ -115,6 +115,13 @@ impl Placeholders {
         found.map_or(Ok(()), |found| Err(found.denial("the body")))
     }
 
+    /// A search over all of something that comes in parts and is not encoded; `None` if there is nothing to search for.
+    #[must_use]
+    pub fn search_all(&self) -> Option<Search> {
+        let all = Arc::clone(self.0.as_ref()?);
+        Some(Search { layers: Layers::new(all), left: usize::MAX, decoder: None })
+    }
+
     /// A search over the beginning of a streaming body; `None` if there is nothing to search for.
     ///
     /// # Errors

@@ -24,7 +24,6 @@ use crate::Gate;
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts};
 use crate::dial::NoAddress;
-use crate::echo::EchoGuard;
 use crate::ingress::Sockets;
 use crate::record::Call;
 use crate::stream::{Gather, ReadAhead};
@@ -476,21 +475,14 @@ where
     };
     let (upstream, address) = gate.dialler.connect(&addresses).await?;
     call.address(address.to_string().into());
-    tunnel(agent, upstream, call, None, account).await
+    tunnel(agent, upstream, call, account).await
 }
 
-/// Relays bytes both ways until both sides are done. With `echo`, a secret on its way back cuts the tunnel,
-/// since bytes of an unknown framing cannot be replaced.
+/// Relays bytes both ways until both sides are done.
 ///
 /// # Errors
 /// What failed, with a stable code before the first colon.
-pub async fn tunnel<A, B>(
-    agent: A,
-    upstream: B,
-    call: &Call,
-    echo: Option<EchoGuard>,
-    account: Option<&Account>,
-) -> Result<(), String>
+pub async fn tunnel<A, B>(agent: A, upstream: B, call: &Call, account: Option<&Account>) -> Result<(), String>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -515,20 +507,11 @@ where
         }
     };
     let down = async {
-        let mut echo = echo;
         let mut buffer = vec![0; TUNNEL_BUFFER];
         loop {
             let count = upstream_read.read(&mut buffer).await.map_err(|e| format!("tunnel_down: {e}"))?;
-            let mut bytes = Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default());
-            if let Some(guard) = &mut echo {
-                let (out, found) = if count == 0 { (guard.finish(), false) } else { guard.push(bytes) };
-                if found {
-                    call.found("secret_echo_cut");
-                    return Err("secret_echo: the upstream sent the secret back".to_owned());
-                }
-                bytes = out;
-            }
-            agent_write.write_all(&bytes).await.map_err(|e| format!("tunnel_down: {e}"))?;
+            let bytes = buffer.get(..count).unwrap_or_default();
+            agent_write.write_all(bytes).await.map_err(|e| format!("tunnel_down: {e}"))?;
             call.received(count);
             spend(count)?;
             if count == 0 {

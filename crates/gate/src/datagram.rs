@@ -11,6 +11,7 @@ use ringfence_sys::fd;
 use tokio::io::Interest;
 
 use crate::Gate;
+use crate::dns::Over;
 
 /// How often drops towards one destination are recorded.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -28,7 +29,7 @@ pub async fn serve_dns(gate: Arc<Gate>, socket: UdpSocket) -> std::io::Result<()
     loop {
         let got = receive(&socket, &mut buffer).await?;
         let query = buffer.get(..got.bytes).unwrap_or_default();
-        let Some(reply) = gate.resolve(query) else { continue };
+        let Some(reply) = gate.resolve(query, Over::Datagram) else { continue };
         // A full queue loses the answer, as any network may; the client asks again.
         let _ = fd::send_from(socket.as_fd(), &reply, got.from, got.to.ip(), v6);
     }

@@ -266,7 +266,7 @@ mod tests {
     use ringfence_sys::confine::{self, Calls};
 
     use super::*;
-    use crate::resolver::{Say, answer};
+    use crate::dns::{Over, Say, answer};
 
     #[test]
     fn names_are_found_by_a_thread_that_gave_up_all_else() {
@@ -276,7 +276,7 @@ mod tests {
             let mut buffer = [0; 1024];
             while let Ok((count, from)) = server.recv_from(&mut buffer) {
                 let mut say = |_: &HostName| Say::Address([1, 2, 3, 4].into());
-                if let Some(reply) = answer(&buffer[..count], &mut say) {
+                if let Some(reply) = answer(&buffer[..count], Over::Datagram, &mut say) {
                     server.send_to(&reply.message, from).unwrap();
                 }
             }

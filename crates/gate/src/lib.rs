@@ -22,6 +22,7 @@
 //! - [`resolver`]: names become addresses that mean the name and nothing else
 //! - [`websocket`]: messages both ways; [`realtime`] where they are for a language model
 //! - [`proxy`]: the same calls, from clients that insist on a proxy
+//! - [`dns`]: what is answered to which question
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
 //! - [`coding`]: content codings undone
@@ -42,6 +43,7 @@ pub mod config;
 pub mod datagram;
 pub mod decide;
 pub mod dial;
+pub mod dns;
 pub mod echo;
 pub mod fields;
 pub mod identify;

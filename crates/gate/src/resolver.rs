@@ -5,18 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ringfence_audit::{Event, Outcome};
 use ringfence_model::HostName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::dns::{self, Answer, Asked, Over, Say, Zone};
 use crate::record::Pace;
 use crate::{Gate, proxy};
-
-/// Seconds that a client may keep an answer. The address stays for the life of the gate.
-const TTL_S: u32 = 30;
 
 /// Names that have an address at once; an agent that makes up more gets no answer.
 const MAX_NAMES: usize = 16_384;
@@ -33,6 +28,9 @@ const DENIED_PER_SECOND: u32 = 50;
 
 /// How long the same allowed answer is not recorded again.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// How long a client over TCP may be silent, or not take its answer.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Which names have which addresses.
 #[derive(Default)]
@@ -93,83 +91,6 @@ impl Names {
     }
 }
 
-/// What was asked, and whether it was answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// The name as asked, whole.
-    pub name: String,
-    /// The record type.
-    pub rtype: String,
-    /// Whether a grant covers it.
-    pub granted: bool,
-}
-
-/// An answer to a query.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The message to send back.
-    pub message: Vec<u8>,
-    /// What to record; `None` for a message that asks nothing.
-    pub asked: Option<Asked>,
-}
-
-/// What the resolver may say about a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Say {
-    /// It has this address, and no other records.
-    Address(Ipv4Addr),
-    /// It does not exist, as far as this agent goes.
-    Nothing,
-}
-
-/// Answers one DNS message. `None` for what is not even a query.
-///
-/// # Source
-/// RFC 1035 §4; RFC 6891 for the OPT record.
-#[must_use]
-pub fn answer(query: &[u8], say: &mut dyn FnMut(&HostName) -> Say) -> Option<Answer> {
-    let query = Message::from_vec(query).ok()?;
-    if query.metadata.message_type != MessageType::Query {
-        return None;
-    }
-    let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-    reply.metadata.recursion_desired = query.metadata.recursion_desired;
-    reply.metadata.recursion_available = true;
-    if query.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(1232);
-        reply.set_edns(edns);
-    }
-    let mut asked = None;
-    match query.queries.as_slice() {
-        _ if query.metadata.op_code != OpCode::Query => reply.metadata.response_code = ResponseCode::NotImp,
-        [question] => {
-            reply.add_query(question.clone());
-            let text = question.name().to_ascii();
-            let host = text.parse::<HostName>().ok().filter(|host| host.name().is_some());
-            let said = match (&host, question.query_class()) {
-                (Some(host), DNSClass::IN) => say(host),
-                _ => Say::Nothing,
-            };
-            match said {
-                Say::Address(address) if question.query_type() == RecordType::A => {
-                    reply.add_answer(Record::from_rdata(question.name().clone(), TTL_S, RData::A(A(address))));
-                }
-                Say::Address(_) => {}
-                // Clients take this as final at once; a refusal would make them ask on.
-                Say::Nothing => reply.metadata.response_code = ResponseCode::NXDomain,
-            }
-            asked = Some(Asked {
-                name: text.strip_suffix('.').unwrap_or(&text).chars().take(253).collect(),
-                rtype: question.query_type().to_string(),
-                granted: matches!(said, Say::Address(_)),
-            });
-        }
-        _ => reply.metadata.response_code = ResponseCode::FormErr,
-    }
-    Some(Answer { message: reply.to_vec().ok()?, asked })
-}
-
 /// Which queries were recorded lately.
 struct QueryLog {
     allowed: HashMap<(String, String), Instant>,
@@ -186,42 +107,66 @@ impl Default for QueryLog {
 impl QueryLog {
     /// The event to record for a query, if it is due.
     fn event(&mut self, asked: Asked, now: Instant) -> Option<Event> {
-        let Asked { name, rtype, granted } = asked;
+        let Asked { name, rtype, granted, reason } = asked;
         if granted {
-            self.allowed.retain(|_, at| now.duration_since(*at) < QUIET);
-            if self.allowed.len() >= MAX_NAMES || self.allowed.contains_key(&(name.clone(), rtype.clone())) {
+            let key = (name.clone(), rtype.clone());
+            if self.allowed.get(&key).is_some_and(|at| now.duration_since(*at) < QUIET) {
                 return None;
             }
-            self.allowed.insert((name.clone(), rtype.clone()), now);
-            return Some(Event::DnsQuery { name, rtype, decision: Outcome::Allow, reason: "grant".into() });
+            if self.allowed.len() >= MAX_NAMES {
+                self.allowed.retain(|_, at| now.duration_since(*at) < QUIET);
+            }
+            if self.allowed.len() < MAX_NAMES {
+                self.allowed.insert(key, now);
+            }
+            return Some(Event::DnsQuery { name, rtype, decision: Outcome::Allow, reason: reason.into() });
         }
         if !self.denied.take() {
             self.unrecorded += 1;
             return None;
         }
         let reason = match std::mem::take(&mut self.unrecorded) {
-            0 => "no_grant".into(),
-            more => format!("no_grant; {more} more denied before it were only counted"),
+            0 => reason.into(),
+            more => format!("{reason}; {more} more denied before it were only counted"),
         };
         Some(Event::DnsQuery { name, rtype, decision: Outcome::Deny, reason })
     }
 }
 
+/// What this gate knows about names, by the policy that is in force now.
+struct Known<'a>(&'a Gate);
+
+impl Known<'_> {
+    fn could_resolve(&self, host: &HostName) -> bool {
+        let newer = self.0.newer();
+        newer.as_deref().unwrap_or(self.0).policy.could_resolve(host)
+    }
+}
+
+impl Zone for Known<'_> {
+    fn address(&mut self, host: &HostName) -> Say {
+        if proxy::is_named(host) {
+            return Say::Address(proxy::ADDRESS);
+        }
+        if !self.could_resolve(host) {
+            return Say::Nothing;
+        }
+        self.0.names.assign(host).map_or(Say::Full, Say::Address)
+    }
+
+    fn name(&mut self, address: Ipv4Addr) -> Option<HostName> {
+        match self.0.names.meaning(address.into()) {
+            Meaning::Name(host) if self.could_resolve(&host) => Some(host),
+            _ => None,
+        }
+    }
+}
+
 impl Gate {
     /// Answers one DNS message and records it. `None`: say nothing.
-    pub(crate) fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
-        let mut say = |host: &HostName| {
-            if proxy::is_named(host) {
-                return Say::Address(proxy::ADDRESS);
-            }
-            let newer = self.newer();
-            if !newer.as_deref().unwrap_or(self).policy.could_resolve(host) {
-                return Say::Nothing;
-            }
-            self.names.assign(host).map_or(Say::Nothing, Say::Address)
-        };
-        let Answer { message, asked } = answer(query, &mut say)?;
-        let asked = asked?;
+    pub(crate) fn resolve(&self, query: &[u8], over: Over) -> Option<Vec<u8>> {
+        let Answer { message, asked } = dns::answer(query, over, &mut Known(self))?;
+        let Some(asked) = asked else { return Some(message) };
         let granted = asked.granted;
         let event = self.names.log.lock().unwrap_or_else(PoisonError::into_inner).event(asked, Instant::now());
         match event.map(|event| self.recorder.event(event)) {
@@ -232,67 +177,29 @@ impl Gate {
     }
 }
 
-/// Answers DNS over a TCP connection until the agent is done.
+/// Answers DNS over a TCP connection until the agent is done: each question in its turn, however many came at once.
 ///
 /// # Source
 /// RFC 7766.
 pub(crate) async fn serve_stream(gate: &Gate, mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
     loop {
-        let idle = Duration::from_secs(10);
-        let length = tokio::time::timeout(idle, stream.read_u16()).await??;
-        let mut query = vec![0; usize::from(length)];
-        tokio::time::timeout(idle, stream.read_exact(&mut query)).await??;
-        let Some(reply) = gate.resolve(&query) else { return Ok(()) };
+        let read = async {
+            let length = stream.read_u16().await?;
+            let mut query = vec![0; usize::from(length)];
+            stream.read_exact(&mut query).await.map(|_| query)
+        };
+        let query = tokio::time::timeout(IDLE, read).await??;
+        let Some(reply) = gate.resolve(&query, Over::Stream) else { return Ok(()) };
         let Ok(length) = u16::try_from(reply.len()) else { return Ok(()) };
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend_from_slice(&reply);
-        stream.write_all(&framed).await?;
+        tokio::time::timeout(IDLE, stream.write_all(&framed)).await??;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::op::Query;
-    use hickory_proto::rr::Name;
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn ask(name: &str, rtype: RecordType) -> Vec<u8> {
-        let mut message = Message::query();
-        message.metadata.recursion_desired = true;
-        message.add_query(Query::query(Name::from_ascii(name).unwrap(), rtype));
-        message.to_vec().unwrap()
-    }
-
-    fn say(host: &HostName) -> Say {
-        if host.to_string() == "api.example.org" { Say::Address([198, 18, 1, 2].into()) } else { Say::Nothing }
-    }
-
-    #[test]
-    fn a_granted_name_has_one_address_and_nothing_else() {
-        let got = answer(&ask("API.example.org.", RecordType::A), &mut say).unwrap();
-        let message = Message::from_vec(&got.message).unwrap();
-        assert_eq!(message.answers.len(), 1);
-        assert_eq!(message.answers[0].data, RData::A(A([198, 18, 1, 2].into())));
-        assert!(got.asked.unwrap().granted);
-        for rtype in [RecordType::AAAA, RecordType::HTTPS, RecordType::TXT, RecordType::MX] {
-            let got = answer(&ask("api.example.org.", rtype), &mut say).unwrap();
-            let message = Message::from_vec(&got.message).unwrap();
-            assert_eq!((message.metadata.response_code, message.answers.len()), (ResponseCode::NoError, 0));
-        }
-    }
-
-    #[test]
-    fn all_other_names_do_not_exist_and_are_recorded_whole() {
-        let data = format!("{}.{}.{}.evil.example.", "a".repeat(63), "b".repeat(63), "c".repeat(60));
-        let got = answer(&ask(&data, RecordType::TXT), &mut say).unwrap();
-        let message = Message::from_vec(&got.message).unwrap();
-        assert_eq!(message.metadata.response_code, ResponseCode::NXDomain);
-        let asked = got.asked.unwrap();
-        assert_eq!(format!("{}.", asked.name), data);
-        assert_eq!((asked.rtype.as_str(), asked.granted), ("TXT", false));
-    }
 
     #[test]
     fn an_address_means_its_name_for_ever() {
@@ -312,23 +219,38 @@ mod tests {
     }
 
     #[test]
+    fn names_are_bounded_and_no_address_is_given_twice() {
+        let names = Names::default();
+        let host = |n: usize| format!("h{n}.example.org").parse::<HostName>().unwrap();
+        let given: std::collections::HashSet<_> = (0..MAX_NAMES).map(|n| names.assign(&host(n)).unwrap()).collect();
+        assert_eq!(given.len(), MAX_NAMES);
+        assert_eq!(names.assign(&host(MAX_NAMES)), None, "one more has none");
+        let first = names.assign(&host(0)).unwrap();
+        assert_eq!(names.meaning(first.into()), Meaning::Name(host(0)), "and takes none from another");
+    }
+
+    #[test]
+    fn a_flood_of_granted_names_is_recorded_and_remembered_within_bounds() {
+        let mut log = QueryLog::default();
+        let asked = |n: usize| Asked { name: n.to_string(), rtype: "A".into(), granted: true, reason: "grant" };
+        let now = Instant::now();
+        assert!((0..MAX_NAMES + 10).all(|n| log.event(asked(n), now).is_some()), "a name may carry data");
+        assert_eq!(log.allowed.len(), MAX_NAMES);
+        assert!(log.event(asked(MAX_NAMES + 20), now + QUIET).is_some());
+        assert_eq!(log.allowed.len(), 1, "what is old makes room");
+    }
+
+    #[test]
     fn a_flood_of_denied_names_is_counted_not_recorded() {
         let mut log = QueryLog::default();
-        let asked = |n: u32| Asked { name: format!("{n}.evil"), rtype: "A".into(), granted: false };
+        let asked = |n: u32| Asked { name: format!("{n}.evil"), rtype: "A".into(), granted: false, reason: "no_grant" };
         let recorded = (0..1000).filter(|n| log.event(asked(*n), Instant::now()).is_some()).count();
         assert!((50..70).contains(&recorded), "{recorded}");
         assert_eq!(log.unrecorded, 1000 - recorded as u64);
-        let granted = Asked { name: "a".into(), rtype: "A".into(), granted: true };
+        let granted = Asked { name: "a".into(), rtype: "A".into(), granted: true, reason: "grant" };
         let now = Instant::now();
         assert!(log.event(granted.clone(), now).is_some());
         assert!(log.event(granted.clone(), now).is_none());
         assert!(log.event(granted, now + QUIET).is_some());
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            let _ = answer(&bytes, &mut say);
-        }
     }
 }

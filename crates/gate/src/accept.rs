@@ -178,7 +178,10 @@ where
 {
     let Toward { meaning, shown, port } = to;
     let denied = match whom(&hello, &meaning) {
-        Ok(host) => match gate.decisions.connection(&gate.policy, &host, port, Scheme::Https) {
+        Ok(host) => match gate.decisions.connection(&gate.policy, &host, port, Scheme::Https).map_or_else(
+            |denial| Err(identify::renamed(denial, port)),
+            |mode| identify::hello(&hello, mode, port, gate.barriers),
+        ) {
             Ok(TlsMode::Inspect) => return intercept(gate, stream, &hello, host, port).await,
             Ok(TlsMode::Passthrough) => return pass_through(gate, stream, host, port).await,
             Err(denial) => (host.to_string(), denial),

@@ -31,7 +31,7 @@ use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, identify, inject, llm, refuse, relay, rpc};
+use crate::{Gate, decide, doh, identify, inject, llm, refuse, relay, rpc};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -107,6 +107,12 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
             decided.map_err(|denial| denied(&subject, denial))?
         }
     };
+    if gate.barriers.encrypted_dns
+        && let Some(grant) = gate.grant(&permit)
+    {
+        let asked = doh::check(&parts, permit.path().unwrap_or_default(), &grant.paths);
+        asked.map_err(|denial| denied(&subject, denial))?;
+    }
     let Looked { mut content, asked, .. } = looked;
     let peer = gate.grant(&permit).and_then(|grant| grant.rpc.clone()).zip(permit.grant());
     let peer = peer.map(|(rules, grant)| Peer { rules, grant, host: line.host.clone(), port: line.port });
@@ -180,7 +186,7 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     // relay
     let sent = relay::send(gate, &permit, way, &line.host, line.port, outgoing, &call).await;
     let (response, checkin) = sent.map_err(|why| {
-        if ["connect_failed", "dns_failed", "tls_failed"].iter().any(|early| why.starts_with(early)) {
+        if ["connect_failed", "dns_failed", "tls_", "upstream_proxy_"].iter().any(|early| why.starts_with(early)) {
             give_back();
         }
         failed(why, UNREACHABLE)

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ringfence_model::manifest::{Budget, Grant, IngressAuth, Place};
-use ringfence_model::{AgentName, Report, SandboxId, SecretText};
+use ringfence_model::manifest::{Budget, Grant, IngressAuth, Place, Scheme};
+use ringfence_model::{AgentName, HostName, HostPattern, Report, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
 
 /// Everything that one gate process is told.
@@ -30,6 +30,9 @@ pub struct GateConfig {
     /// Leased credentials by name.
     #[serde(default)]
     pub credentials: BTreeMap<String, CredentialLease>,
+    /// Whom calls go through, where the operator says so.
+    #[serde(default)]
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// How people reach the agent, if they do.
     #[serde(default)]
     pub ingress: Option<IngressConfig>,
@@ -91,6 +94,7 @@ impl GateConfig {
             host_budget: Budget::default(),
             prices: None,
             credentials: BTreeMap::new(),
+            upstream_proxy: None,
             ingress: None,
             uid,
             gid,
@@ -109,6 +113,29 @@ pub struct CredentialLease {
     pub placeholder: String,
     /// The real value.
     pub secret: SecretText,
+}
+
+/// A proxy between this host and the Internet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamProxy {
+    /// Cleartext or TLS towards the proxy.
+    pub scheme: Scheme,
+    /// Its host.
+    pub host: HostName,
+    /// Its port.
+    pub port: u16,
+    /// The user that it knows this host as.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// That user's password.
+    #[serde(default)]
+    pub password: Option<SecretText>,
+    /// Hosts that are dialled without it.
+    #[serde(default)]
+    pub no_proxy: Vec<HostPattern>,
+    /// PEM text of the only certificate authorities believed for the proxy. `None`: the host's trust store.
+    #[serde(default)]
+    pub ca_pem: Option<String>,
 }
 
 /// How people reach the agent.

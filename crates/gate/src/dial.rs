@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use ringfence_audit::{Event, Outcome};
 use ringfence_model::HostName;
@@ -16,6 +19,8 @@ use ringfence_policy::Denial;
 use tokio::net::TcpStream;
 
 use crate::record::Recorder;
+use crate::stream::ReadAhead;
+use crate::upstream_proxy::{Proxy, Wire};
 
 /// How long all attempts to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +34,9 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses that are tried at most.
 const MAX_ADDRESSES: usize = 8;
 
+/// How long a lookup may take whose answer is only checked, since a proxy dials.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// After how long the lookup of a name is recorded again, and how many names are remembered.
 const RECORDED_AGAIN: Duration = Duration::from_secs(300);
 const MAX_RECORDED: usize = 1024;
@@ -38,6 +46,18 @@ pub struct Dialler {
     resolver: TokioResolver,
     /// Names whose lookup is in the log, and since when.
     recorded: Mutex<HashMap<String, Instant>>,
+    /// Whether addresses are checked at all; only tests say no.
+    guarded: bool,
+    /// Whom calls go through, where the operator says so.
+    proxy: Option<Proxy>,
+}
+
+/// Where a connection goes: addresses that were checked, to be dialled as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    addresses: Vec<SocketAddr>,
+    /// What a proxy at these addresses is asked for; `None`: they are the upstream's own.
+    asking_for: Option<(HostName, u16)>,
 }
 
 /// Why there is no address to dial.
@@ -62,6 +82,28 @@ impl Dialler {
         Self::asking(config, options)
     }
 
+    /// Asks one server about names, instead of those of the host. For tests, which say what a name resolves to, and when to
+    /// what else.
+    ///
+    /// # Errors
+    /// What the resolver library says, in words.
+    pub fn danger_asking(server: SocketAddr) -> Result<Self, String> {
+        let mut udp = ConnectionConfig::udp();
+        udp.port = server.port();
+        let server = NameServerConfig::new(server.ip(), true, vec![udp]);
+        let mut options = ResolverOpts::default();
+        // Every lookup is a new one.
+        options.positive_max_ttl = Some(Duration::ZERO);
+        options.negative_max_ttl = Some(Duration::ZERO);
+        Self::asking(ResolverConfig::from_parts(None, vec![], vec![server]), options)
+    }
+
+    /// The same, through a proxy or not; unguarded only in tests.
+    #[must_use]
+    pub fn going(&self, proxy: Option<Proxy>, guarded: bool) -> Self {
+        Self { resolver: self.resolver.clone(), recorded: Mutex::default(), guarded, proxy }
+    }
+
     fn asking(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, String> {
         options.cache_size = 64;
         options.use_hosts_file = ResolveHosts::Always;
@@ -69,7 +111,7 @@ impl Dialler {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { resolver, recorded: Mutex::default() })
+        Ok(Self { resolver, recorded: Mutex::default(), guarded: true, proxy: None })
     }
 
     /// The addresses that a call may go to, each checked.
@@ -82,21 +124,86 @@ impl Dialler {
         host: &HostName,
         port: u16,
         recorder: &Recorder,
-    ) -> Result<Vec<SocketAddr>, NoAddress> {
+    ) -> Result<Route, NoAddress> {
         if let Some(address) = grant.connect_to {
             // What the operator wrote is private as often as not; but nobody means a metadata service.
-            return checked(vec![address.ip()], address.port(), true, host);
+            return self.checked(vec![address.ip()], address.port(), true, host).map(Route::to);
+        }
+        if let Some(proxy) = self.proxy.as_ref().filter(|proxy| !grant.allow_private && proxy.is_for(host)) {
+            return self.through(proxy, host, port, recorder).await;
         }
         let found: Vec<IpAddr> = match host {
             HostName::Address(address) => vec![*address],
             HostName::Name(name) => {
+                self.refuse_metadata(name)?;
                 self.record(name, recorder)?;
-                // With its final dot, so that no search list is tried.
-                let looked_up = self.resolver.lookup_ip(format!("{name}.")).await;
-                looked_up.map_err(|e| NoAddress::Failed(format!("dns_failed: {e}")))?.iter().collect()
+                self.look_up(name).await.map_err(|e| NoAddress::Failed(format!("dns_failed: {e}")))?
             }
         };
-        checked(found, port, grant.allow_private, host)
+        self.checked(found, port, grant.allow_private, host).map(Route::to)
+    }
+
+    /// The way through a proxy. The policy has decided; the proxy can only fail the call.
+    async fn through(
+        &self,
+        proxy: &Proxy,
+        host: &HostName,
+        port: u16,
+        recorder: &Recorder,
+    ) -> Result<Route, NoAddress> {
+        let found = match host {
+            HostName::Address(address) => vec![*address],
+            HostName::Name(name) => {
+                self.refuse_metadata(name)?;
+                self.record(name, recorder)?;
+                // Behind a proxy there may be no resolver that knows the Internet; then there is nothing to check.
+                match tokio::time::timeout(CHECK_TIMEOUT, self.look_up(name)).await {
+                    Ok(Ok(found)) => found,
+                    Ok(Err(_)) | Err(_) => Vec::new(),
+                }
+            }
+        };
+        // The proxy picks one of them, so each must be one that may be dialled.
+        for address in found.into_iter().filter(|_| self.guarded) {
+            self.checked(vec![address], port, false, host)?;
+        }
+        let unreachable = |why: String| NoAddress::Failed(format!("upstream_proxy_unreachable: {why}"));
+        let found = match proxy.host() {
+            HostName::Address(address) => vec![*address],
+            HostName::Name(name) => self.look_up(name).await.map_err(|e| unreachable(e.to_string()))?,
+        };
+        let addresses = match self.checked(found, proxy.port(), true, proxy.host()) {
+            Ok(addresses) => addresses,
+            Err(NoAddress::Denied(denial)) => return Err(unreachable(denial.why)),
+            Err(NoAddress::Failed(why)) => return Err(unreachable(why)),
+        };
+        Ok(Route { addresses, asking_for: Some((host.clone(), port)) })
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, hickory_resolver::net::NetError> {
+        // With its final dot, so that no search list is tried.
+        Ok(self.resolver.lookup_ip(format!("{name}.")).await?.iter().collect())
+    }
+
+    fn checked(
+        &self,
+        found: Vec<IpAddr>,
+        port: u16,
+        allow_private: bool,
+        host: &HostName,
+    ) -> Result<Vec<SocketAddr>, NoAddress> {
+        if !self.guarded {
+            return Ok(found.into_iter().take(MAX_ADDRESSES).map(|address| SocketAddr::new(address, port)).collect());
+        }
+        checked(found, port, allow_private, host)
+    }
+
+    /// Metadata services have names too. Where a proxy resolves them, the address is never seen.
+    fn refuse_metadata(&self, name: &str) -> Result<(), NoAddress> {
+        if !self.guarded || !METADATA_NAMES.contains(&name) {
+            return Ok(());
+        }
+        Err(NoAddress::Denied(Denial::new("private_address", format!("{name} is a metadata service"))))
     }
 
     /// Records that a name is looked up, once in a while: under a wildcard a name can carry data, and a lookup
@@ -122,16 +229,63 @@ impl Dialler {
         Ok(())
     }
 
-    /// Connects to the first address that answers.
+    /// Connects to the first address that answers, and gives what the log says of it.
     ///
     /// # Errors
     /// The last attempt's error, in words.
-    pub async fn connect(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), String> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, race(addresses)).await {
-            Ok(done) => done.map_err(|e| format!("connect_failed: {e}")),
-            Err(_) => Err("connect_failed: timed out".into()),
+    pub(crate) async fn connect(&self, route: &Route) -> Result<(Wire, Arc<str>), String> {
+        let code = if route.asking_for.is_some() { "upstream_proxy_unreachable" } else { "connect_failed" };
+        let (stream, address) = match tokio::time::timeout(CONNECT_TIMEOUT, race(&route.addresses)).await {
+            Ok(done) => done.map_err(|e| format!("{code}: {e}"))?,
+            Err(_) => return Err(format!("{code}: timed out")),
+        };
+        match (&route.asking_for, &self.proxy) {
+            (None, _) => Ok((ReadAhead::new(stream.into(), Bytes::new()), address.to_string().into())),
+            (Some((host, port)), Some(proxy)) => {
+                let wire = proxy.tunnel(stream, host, *port).await?;
+                Ok((wire, format!("proxy {address}").into()))
+            }
+            (Some(_), None) => Err("upstream_proxy_unreachable: there is no proxy any more".into()),
         }
     }
+}
+
+impl Route {
+    const fn to(addresses: Vec<SocketAddr>) -> Self {
+        Self { addresses, asking_for: None }
+    }
+}
+
+/// Names of metadata services.
+///
+/// # Source
+/// The documentation of Google Cloud, AWS, Azure, Tencent Cloud, Alibaba Cloud, Oracle Cloud and Equinix Metal.
+const METADATA_NAMES: [&str; 10] = [
+    "instance-data",
+    "instance-data.ec2.internal",
+    "metadata",
+    "metadata.azure.internal",
+    "metadata.goog",
+    "metadata.google.internal",
+    "metadata.oraclecloud.com",
+    "metadata.packet.net",
+    "metadata.platformequinix.com",
+    "metadata.tencentyun.com",
+];
+
+/// Whether an address is one of this host's. The kernel is asked which address it would speak from: towards itself it is
+/// the same. No packet leaves.
+fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let from = std::net::UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    // No way there: nothing to dial either.
+    from.is_ok_and(|from| from.ip() == address)
 }
 
 /// Keeps the addresses that may be dialled; denies if none is left.
@@ -142,6 +296,8 @@ fn checked(found: Vec<IpAddr>, port: u16, allow_private: bool, host: &HostName) 
         match refusal(address) {
             Some(Refusal::Never(kind)) => refused = Some((address, kind)),
             Some(Refusal::Private(kind)) if !allow_private => refused = Some((address, kind)),
+            // Where people come in to agents, and whatever else listens on this host.
+            None if !allow_private && is_own(address) => refused = Some((address, "this host's own")),
             _ => kept.push(SocketAddr::new(address, port)),
         }
     }
@@ -259,9 +415,6 @@ fn refusal_v6(address: Ipv6Addr) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
     use ringfence_audit::{Record, RecordError};
     use ringfence_sys::confine::{self, Calls};
 
@@ -291,6 +444,7 @@ mod tests {
             confine::seal_thread().unwrap();
             confine::no_files().unwrap();
             confine::only_calls(Calls::Network).unwrap();
+            assert!(is_own("127.0.0.1".parse().unwrap()), "it can still tell what is the host's own");
             let found = runtime.block_on(dialler.resolver.lookup_ip("api.example.org.")).unwrap();
             // A confined thread cannot take its runtime down by the book; the process does.
             std::mem::forget(runtime);
@@ -353,7 +507,8 @@ mod tests {
         let mut grant = grant("api.example.org");
         let host: HostName = "api.example.org".parse().unwrap();
         grant.connect_to = Some("127.0.0.1:8443".parse().unwrap());
-        assert_eq!(dialler.addresses(&grant, &host, 443, &recorder).await, Ok(vec!["127.0.0.1:8443".parse().unwrap()]));
+        let route = Route::to(vec!["127.0.0.1:8443".parse().unwrap()]);
+        assert_eq!(dialler.addresses(&grant, &host, 443, &recorder).await, Ok(route));
         grant.connect_to = Some("169.254.169.254:80".parse().unwrap());
         assert!(matches!(dialler.addresses(&grant, &host, 443, &recorder).await, Err(NoAddress::Denied(_))));
     }

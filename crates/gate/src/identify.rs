@@ -5,8 +5,10 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Version};
 use ringfence_model::HostName;
-use ringfence_model::manifest::Scheme;
+use ringfence_model::manifest::{Scheme, TlsMode};
 use ringfence_policy::Denial;
+
+use crate::Barriers;
 
 /// The longest ClientHello that is read, in bytes of TLS records.
 pub const MAX_HELLO_BYTES: usize = 16 * 1024;
@@ -183,6 +185,41 @@ impl<'a> Reader<'a> {
         let length = self.number()?;
         self.take(usize::from(length))
     }
+}
+
+/// Where DNS over TLS is spoken, and the protocol by which it names itself anywhere.
+///
+/// # Source
+/// RFC 7858 §3.1, §9.2.
+const DOT_PORT: u16 = 853;
+const DOT_ALPN: &[u8] = b"dot";
+
+/// The denial of a connection to a port, under the name of what it would have been.
+#[must_use]
+pub fn renamed(denial: Denial, port: u16) -> Denial {
+    if port == DOT_PORT && denial.code == "no_grant" {
+        return Denial::new("dns_over_tls", format!("names are asked of the gate; {}", denial.why));
+    }
+    denial
+}
+
+/// What becomes of a TLS connection that a grant allows, by what its ClientHello says beside the name.
+///
+/// # Errors
+/// A denial: `dns_over_tls` or `ech_refused`.
+pub fn hello(hello: &ClientHello, mode: TlsMode, port: u16, barriers: Barriers) -> Result<TlsMode, Denial> {
+    if barriers.encrypted_dns && port != DOT_PORT && hello.alpn.iter().any(|protocol| protocol == DOT_ALPN) {
+        return Err(Denial::new("dns_over_tls", "TLS offers DNS inside, on a port that is granted for something else"));
+    }
+    // Where TLS is opened the outer name counts, and the gate has no key for an inner one. Where it stays closed an
+    // inner name would be for the upstream alone to see.
+    if barriers.encrypted_hello && mode == TlsMode::Passthrough && hello.encrypted {
+        return Err(Denial::new(
+            "ech_refused",
+            "the ClientHello may hide another server name, and is relayed unopened",
+        ));
+    }
+    Ok(mode)
 }
 
 /// Holds an HTTP request against the host and port that its connection was made for.

@@ -24,6 +24,7 @@ use crate::fields::{self, decoded};
 use crate::needle::percent;
 use crate::record::Recorder;
 use crate::sigv4::{self, Keys};
+use crate::tls::ClientCertificate;
 use crate::token::Tokens;
 
 /// Stands in a path for the secret to be; no path that was decided holds it.
@@ -107,11 +108,17 @@ impl Credential {
         if lease.secret.is_empty() {
             return Err("it is empty");
         }
+        let own = |secrets: &[&SecretText]| Masks::new(secrets.iter().copied(), &lease.placeholder);
+        if lease.place == Place::ClientCertificate {
+            ClientCertificate::read(name, &lease.secret)
+                .map_err(|_| "it is not PEM of a certificate chain and the private key that belongs to it")?;
+            // It goes into handshakes, never into a call, so no answer can hold it.
+            return Ok(Self { lease: lease.clone(), masks: own(&[]), kind: Kind::Plain });
+        }
         let tokens = Tokens::read(name, &lease.place, &lease.secret, &lease.placeholder, tls)?;
         if tokens.is_none() && lease.secret.reveal().chars().any(char::is_control) {
             return Err("it has a control character");
         }
-        let own = |secrets: &[&SecretText]| Masks::new(secrets.iter().copied(), &lease.placeholder);
         let (kind, masks) = match &lease.place {
             Place::Basic { template } => {
                 let pair = SecretText::new(template.replacen("{}", lease.secret.reveal(), 1));
@@ -165,7 +172,7 @@ impl Credential {
             Place::Basic { .. } | Place::GithubApp(_) | Place::GoogleServiceAccount(_) | Place::Oauth2(_) => {
                 head.headers.remove(AUTHORIZATION);
             }
-            Place::Form { .. } | Place::Json { .. } => {}
+            Place::ClientCertificate | Place::Form { .. } | Place::Json { .. } => {}
             Place::Header { name, .. } => {
                 head.headers.remove(name.as_str());
             }

@@ -31,6 +31,7 @@
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
+//! - [`upstream_proxy`]: whom calls go through, where the operator says so; [`doh`]: DNS inside HTTPS
 //! - [`ingress`]: people come in
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
 
@@ -44,6 +45,7 @@ pub mod datagram;
 pub mod decide;
 pub mod dial;
 pub mod dns;
+pub mod doh;
 pub mod echo;
 pub mod fields;
 pub mod identify;
@@ -66,6 +68,7 @@ pub mod sigv4;
 mod stream;
 pub mod tls;
 pub mod token;
+pub mod upstream_proxy;
 pub mod websocket;
 
 use std::collections::BTreeMap;
@@ -77,7 +80,8 @@ use ringfence_model::{AgentName, Explain, Fault};
 use ringfence_policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
-use crate::config::{GateConfig, NewPolicy};
+use crate::config::{GateConfig, NewPolicy, UpstreamProxy};
+use crate::upstream_proxy::Proxy;
 
 /// Connections that are open at once; further ones wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -116,13 +120,19 @@ struct Shared {
 /// what each barrier is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Barriers {
+    /// Addresses that are not on the Internet are not dialled.
+    pub addresses: bool,
+    /// DNS inside HTTPS or TLS is denied where it is not granted by name.
+    pub encrypted_dns: bool,
+    /// A ClientHello that may hide another name is not relayed closed.
+    pub encrypted_hello: bool,
     /// A call with a placeholder where it does not belong is denied.
     pub misdirected_placeholders: bool,
 }
 
 impl Default for Barriers {
     fn default() -> Self {
-        Self { misdirected_placeholders: true }
+        Self { addresses: true, encrypted_dns: true, encrypted_hello: true, misdirected_placeholders: true }
     }
 }
 
@@ -171,6 +181,12 @@ pub enum GateError {
         /// Why.
         why: &'static str,
     },
+    /// The proxy that calls are to go through cannot be used.
+    #[error("cannot use the upstream proxy: {why}")]
+    UpstreamProxy {
+        /// Why.
+        why: &'static str,
+    },
     /// The resolver of the host cannot be used.
     #[error("cannot use the host's resolver: {0}")]
     Resolver(String),
@@ -185,6 +201,7 @@ impl Explain for GateError {
             Self::Resolver(_) => "gate.resolver",
             Self::Secret { .. } => "gate.secret",
             Self::Tls { .. } => "gate.tls",
+            Self::UpstreamProxy { .. } => "gate.upstream_proxy",
         }
     }
 
@@ -193,7 +210,7 @@ impl Explain for GateError {
             Self::Budget { .. } => Fault::Host,
             Self::NoLease { .. } => Fault::Us,
             Self::Policy { source, .. } => source.fault(),
-            Self::Resolver(_) => Fault::Host,
+            Self::Resolver(_) | Self::UpstreamProxy { .. } => Fault::Host,
             Self::Secret { .. } => Fault::Caller,
             Self::Tls { source, .. } => source.fault(),
         }
@@ -229,6 +246,20 @@ impl Gate {
         Self::open_with(config, log, Self::authority(config)?, budget::Files::default(), barriers)
     }
 
+    /// As [`Gate::danger_open`], with names looked up at a server of the test's own.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn danger_open_asking(
+        config: &GateConfig,
+        log: Arc<dyn Record>,
+        barriers: Barriers,
+        resolver: std::net::SocketAddr,
+    ) -> Result<Arc<Self>, GateError> {
+        let dialler = dial::Dialler::danger_asking(resolver).map_err(GateError::Resolver)?;
+        Self::open_dialling(config, log, Self::authority(config)?, budget::Files::default(), barriers, dialler)
+    }
+
     /// As [`Gate::open`], with files to count budgets in.
     ///
     /// # Errors
@@ -256,11 +287,24 @@ impl Gate {
         counters: budget::Files,
         barriers: Barriers,
     ) -> Result<Arc<Self>, GateError> {
+        let dialler = dial::Dialler::system().map_err(GateError::Resolver)?;
+        Self::open_dialling(config, log, authority, counters, barriers, dialler)
+    }
+
+    fn open_dialling(
+        config: &GateConfig,
+        log: Arc<dyn Record>,
+        authority: tls::Authority,
+        counters: budget::Files,
+        barriers: Barriers,
+        dialler: dial::Dialler,
+    ) -> Result<Arc<Self>, GateError> {
+        let proxy = config.upstream_proxy.as_ref().map(|proxy| Self::proxy(config, proxy)).transpose()?;
         let shared = Shared {
             recorder: Arc::new(record::Recorder::new(log)),
             names: Arc::default(),
             authority: Arc::new(authority),
-            dialler: Arc::new(dial::Dialler::system().map_err(GateError::Resolver)?),
+            dialler: Arc::new(dialler.going(proxy, barriers.addresses)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             current: Arc::default(),
             barriers,
@@ -269,7 +313,7 @@ impl Gate {
         for (name, lease) in &config.credentials {
             let tls = |source| GateError::Tls { agent: config.agent.clone(), source };
             let anchors = match lease.place.endpoint().and_then(token::route) {
-                Some(route) => tls::Trust::load(&[route]).map_err(tls)?.client(0, tls::Offer::Http1),
+                Some(route) => tls::Trust::load(&[route], &BTreeMap::new()).map_err(tls)?.client(0, tls::Offer::Http1),
                 None => None,
             };
             let read = inject::Credential::read(name, lease, anchors);
@@ -282,6 +326,12 @@ impl Gate {
             misdirect::Placeholders::default()
         };
         Self::make(&config.policy(), (Arc::new(credentials), placeholders), shared, counters, None)
+    }
+
+    fn proxy(config: &GateConfig, proxy: &UpstreamProxy) -> Result<Proxy, GateError> {
+        let tls = |source| GateError::Tls { agent: config.agent.clone(), source };
+        let trust = tls::Trust::load(upstream_proxy::route(proxy).as_slice(), &BTreeMap::new()).map_err(tls)?;
+        Proxy::new(proxy, trust.client(0, tls::Offer::Http1)).map_err(|why| GateError::UpstreamProxy { why })
     }
 
     /// The same gate with another policy.
@@ -310,7 +360,8 @@ impl Gate {
         let policy = Policy::compile(&agent, &config.grants, &config.guardrails)
             .map_err(|source| GateError::Policy { agent: agent.clone(), source })?;
         for (at, grant) in config.grants.iter().enumerate() {
-            if let Some(credential) = grant.credential.as_ref().filter(|c| !credentials.contains_key(*c)) {
+            let mut named = grant.credential.iter().chain(&grant.client_certificate);
+            if let Some(credential) = named.find(|name| !credentials.contains_key(*name)) {
                 return Err(GateError::NoLease { number: at + 1, credential: credential.clone() });
             }
         }
@@ -318,8 +369,8 @@ impl Gate {
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
         let trust = match before {
-            None => tls::Trust::load(&config.grants),
-            Some(before) => tls::Trust::load_after(&config.grants, before, config.system_pem.as_deref()),
+            None => tls::Trust::load(&config.grants, &credentials),
+            Some(before) => tls::Trust::load_after(&config.grants, &credentials, before, config.system_pem.as_deref()),
         }
         .map_err(tls)?;
         let Shared { recorder, names, authority, dialler, connections, current, barriers } = shared;

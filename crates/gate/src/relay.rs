@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{
     CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
@@ -23,10 +22,10 @@ use tokio_rustls::TlsConnector;
 use crate::Gate;
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts};
-use crate::dial::NoAddress;
+use crate::dial::{NoAddress, Route};
 use crate::ingress::Sockets;
 use crate::record::Call;
-use crate::stream::{Gather, ReadAhead};
+use crate::stream::Gather;
 use crate::tls::{self, Offer};
 
 /// How long an upstream may take over its side of a TLS handshake.
@@ -81,7 +80,7 @@ enum Sender {
 pub struct Way(Inner);
 
 enum Inner {
-    Dial(Vec<SocketAddr>),
+    Dial(Route),
     Open(Sender),
 }
 
@@ -227,7 +226,10 @@ pub async fn send(
                     };
                     sender = open(gate, grant, &upstream, &addresses, websocket).await?;
                 }
-                _ => return Err(format!("upstream_broke: {}", chain(&failed.into_error()))),
+                _ => {
+                    let error = failed.into_error();
+                    return Err(tls::alert(&error).unwrap_or_else(|| format!("upstream_broke: {}", chain(&error))));
+                }
             },
         }
     }
@@ -309,12 +311,10 @@ async fn open(
     gate: &Gate,
     grant: &Grant,
     upstream: &Upstream,
-    addresses: &[SocketAddr],
+    route: &Route,
     websocket: bool,
 ) -> Result<Sender, String> {
-    let (stream, address) = gate.dialler.connect(addresses).await?;
-    let stream = ReadAhead::new(stream, Bytes::new());
-    let address: Arc<str> = address.to_string().into();
+    let (stream, address) = gate.dialler.connect(route).await?;
     if grant.scheme == Scheme::Http {
         return http1_over(stream, address).await.map(Sender::H1);
     }
@@ -323,7 +323,7 @@ async fn open(
     let name = tls::server_name(&upstream.host).ok_or("tls_failed: the host has no name for TLS")?;
     let stream = match tokio::time::timeout(TLS_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(format!("tls_failed: {error}")),
+        Ok(Err(error)) => return Err(tls::failure(&error)),
         Err(_) => return Err("tls_failed: timed out".into()),
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
@@ -474,7 +474,7 @@ where
         return Err("permit: it allows no connection".into());
     };
     let (upstream, address) = gate.dialler.connect(&addresses).await?;
-    call.address(address.to_string().into());
+    call.address(address);
     tunnel(agent, upstream, call, account).await
 }
 

@@ -1,6 +1,6 @@
 //! The authority that exists for one start of one sandbox, in memory; and what upstreams must show.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,12 +11,14 @@ use rcgen::{
     SanType,
 };
 use ringfence_model::manifest::{Grant, Scheme, TlsMode};
-use ringfence_model::{AgentName, Explain, Fault, HostName};
+use ringfence_model::{AgentName, Explain, Fault, HostName, SecretText};
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
-use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+use crate::inject::Credential;
 
 /// Names that have a certificate at once.
 const MAX_LEAVES: usize = 512;
@@ -237,24 +239,26 @@ pub enum Offer {
 }
 
 /// Whom each grant believes.
+///
+/// Each grant has a configuration of its own, so that no TLS session is resumed by another grant or with another
+/// credential.
 pub struct Trust {
-    system: Option<Pair>,
-    own: HashMap<usize, Pair>,
+    system: Option<Arc<RootCertStore>>,
+    grants: HashMap<usize, Pair>,
 }
 
-#[derive(Clone)]
 struct Pair {
     any: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
 }
 
 impl Trust {
-    /// Loads the trust store of the host, where a grant needs it, and each grant's own authorities.
+    /// Loads the trust store of the host, where a grant needs it, and what each grant has of its own.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn load(grants: &[Grant]) -> Result<Self, TlsError> {
-        Self::load_with(grants, || system_roots().and_then(Pair::new))
+    pub fn load(grants: &[Grant], credentials: &BTreeMap<String, Credential>) -> Result<Self, TlsError> {
+        Self::load_with(grants, credentials, || system_roots().map(Arc::new))
     }
 
     /// As [`Trust::load`], for a process whose files are out of reach: with the host's trust store as it was loaded before,
@@ -262,39 +266,55 @@ impl Trust {
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn load_after(grants: &[Grant], before: &Self, system_pem: Option<&str>) -> Result<Self, TlsError> {
+    pub fn load_after(
+        grants: &[Grant],
+        credentials: &BTreeMap<String, Credential>,
+        before: &Self,
+        system_pem: Option<&str>,
+    ) -> Result<Self, TlsError> {
         let system = || match (&before.system, system_pem) {
-            (Some(system), _) => Ok(system.clone()),
+            (Some(system), _) => Ok(Arc::clone(system)),
             (None, Some(pem)) => {
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(certificates("the host's trust store", pem)?);
-                Pair::new(roots)
+                Ok(Arc::new(roots))
             }
             (None, None) => Err(TlsError::NoTrust("it was not handed over".into())),
         };
-        Self::load_with(grants, system)
+        Self::load_with(grants, credentials, system)
     }
 
-    fn load_with(grants: &[Grant], host: impl FnOnce() -> Result<Pair, TlsError>) -> Result<Self, TlsError> {
+    fn load_with(
+        grants: &[Grant],
+        credentials: &BTreeMap<String, Credential>,
+        host: impl FnOnce() -> Result<Arc<RootCertStore>, TlsError>,
+    ) -> Result<Self, TlsError> {
         let opened = |g: &Grant| g.scheme == Scheme::Https && g.tls == TlsMode::Inspect;
         let needed = grants.iter().any(|g| opened(g) && g.ca_pem.is_none());
         let system = needed.then(host).transpose()?;
-        let mut own = HashMap::new();
-        for (at, grant) in grants.iter().enumerate() {
-            if let Some(pem) = grant.ca_pem.as_deref().filter(|_| opened(grant)) {
-                let what = format!("`ca` of grant {}", at + 1);
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(&what, pem)? {
-                    roots.add(certificate)?;
+        let mut pairs = HashMap::new();
+        for (at, grant) in grants.iter().enumerate().filter(|(_, grant)| opened(grant)) {
+            let roots = match (&grant.ca_pem, &system) {
+                (Some(pem), _) => Arc::new(own_roots(at, pem)?),
+                (None, Some(system)) => Arc::clone(system),
+                (None, None) => continue,
+            };
+            let shown = match &grant.client_certificate {
+                Some(name) => {
+                    let why =
+                        || TlsError::Pem { what: format!("credential `{name}`"), why: "it was not leased".into() };
+                    let lease = credentials.get(name).ok_or_else(why)?.lease();
+                    Some(ClientCertificate::read(name, &lease.secret)?)
                 }
-                own.insert(at, Pair::new(roots)?);
-            }
+                None => None,
+            };
+            pairs.insert(at, Pair::new(roots, shown)?);
         }
-        Ok(Self { system, own })
+        Ok(Self { system, grants: pairs })
     }
 
     pub(crate) fn client(&self, grant: usize, offer: Offer) -> Option<Arc<ClientConfig>> {
-        let pair = self.own.get(&grant).or(self.system.as_ref())?;
+        let pair = self.grants.get(&grant)?;
         Some(Arc::clone(match offer {
             Offer::Any => &pair.any,
             Offer::Http1 => &pair.http1,
@@ -303,11 +323,14 @@ impl Trust {
 }
 
 impl Pair {
-    fn new(roots: RootCertStore) -> Result<Self, TlsError> {
-        let mut config = ClientConfig::builder_with_provider(provider())
+    fn new(roots: Arc<RootCertStore>, certificate: Option<ClientCertificate>) -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut config = match certificate {
+            Some(ClientCertificate { chain, key }) => config.with_client_auth_cert(chain, key)?,
+            None => config.with_no_client_auth(),
+        };
         config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS);
         let mut http1 = config.clone();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -326,6 +349,87 @@ pub fn system_pem() -> String {
         let _ = writeln!(text, "-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----");
     }
     text
+}
+
+/// What an upstream is shown of who calls.
+pub(crate) struct ClientCertificate {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl ClientCertificate {
+    /// Reads a chain, leaf first, and its key from one PEM text, and holds them against each other.
+    pub(crate) fn read(credential: &str, secret: &SecretText) -> Result<Self, TlsError> {
+        // Variables of the environment often carry line breaks as `\n`.
+        let pem = SecretText::new(secret.reveal().replace("\\n", "\n"));
+        let what = format!("credential `{credential}`");
+        let chain = certificates(&what, pem.reveal())?;
+        let wrong = |why: &dyn std::fmt::Display| TlsError::Pem { what: what.clone(), why: why.to_string() };
+        let key = PrivateKeyDer::from_pem_slice(pem.reveal().as_bytes())
+            .map_err(|_| wrong(&"it holds no private key beside the certificate"))?;
+        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|e| wrong(&e))?;
+        Ok(Self { chain, key })
+    }
+}
+
+/// Says why a TLS handshake with an upstream failed: a stable code, the library's words, and what to do.
+pub(crate) fn failure(error: &std::io::Error) -> String {
+    if let Some(alert) = alert(error) {
+        return alert;
+    }
+    let (code, hint) = match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(wrong)) => match wrong {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                ("tls_expired", "; the upstream must renew its certificate, or this host's clock is wrong")
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                ("tls_not_yet_valid", "; compare this host's clock")
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                ("tls_wrong_name", "; somebody else answers there: grant the name that the certificate has")
+            }
+            CertificateError::UnknownIssuer => {
+                ("tls_unknown_issuer", "; if the upstream has an authority of its own, name it with `ca`")
+            }
+            _ => ("tls_certificate", "; the upstream needs another certificate"),
+        },
+        _ => ("tls_failed", ""),
+    };
+    format!("{code}: {error}{hint}")
+}
+
+/// What an upstream says that wants to know who calls, or knows it and does not want to.
+pub(crate) fn alert(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.and_then(|e| e.downcast_ref())
+            && matches!(
+                alert,
+                Alert::CertificateRequired
+                    | Alert::BadCertificate
+                    | Alert::UnsupportedCertificate
+                    | Alert::CertificateRevoked
+                    | Alert::CertificateExpired
+                    | Alert::CertificateUnknown
+                    | Alert::UnknownCA
+            )
+        {
+            let hint = "the upstream takes no caller without a certificate that it knows: see `client_certificate`";
+            return Some(format!("tls_client_certificate: it sent the alert {alert:?}; {hint}"));
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn own_roots(at: usize, pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(&format!("`ca` of grant {}", at + 1), pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
 }
 
 fn system_roots() -> Result<RootCertStore, TlsError> {

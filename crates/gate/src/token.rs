@@ -363,10 +363,10 @@ impl Tokens {
             NoAddress::Failed(why) => why,
         })?;
         let (stream, address) = dialler.connect(&addresses).await?;
-        call.address(address.to_string().into());
+        call.address(address);
         let name = tls::server_name(host).ok_or("the endpoint has no name for TLS")?;
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await;
-        let stream = stream.map_err(|e| format!("tls_failed: {e}"))?;
+        let stream = stream.map_err(|e| tls::failure(&e))?;
         let broke = |e: &dyn std::error::Error| format!("the endpoint broke off: {}", relay::chain(e));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| broke(&e))?;
         let _connection = Aborted(tokio::spawn(connection));
@@ -462,7 +462,7 @@ fn said(body: &[u8]) -> String {
 }
 
 /// Ends a task that nobody needs any more.
-struct Aborted<T>(tokio::task::JoinHandle<T>);
+pub(crate) struct Aborted<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for Aborted<T> {
     fn drop(&mut self) {

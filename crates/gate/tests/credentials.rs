@@ -262,7 +262,7 @@ async fn a_placeholder_that_goes_astray_denies_the_call_before_anything_leaves()
     }
 
     let config = config(vec![grant(upstream.address, &ca)]);
-    let fence = Fence::with(&config, Barriers { misdirected_placeholders: false });
+    let fence = Fence::with(&config, Barriers { misdirected_placeholders: false, ..Barriers::default() });
     for request in astray() {
         assert_eq!(status(&fence, request).await, StatusCode::OK, "with the barrier off it arrives");
     }

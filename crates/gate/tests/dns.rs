@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use ringfence_audit::{Event, Outcome};
-use ringfence_model::manifest::Grant;
+use ringfence_gate::Barriers;
+use ringfence_model::manifest::{Grant, TlsMode};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -122,4 +123,66 @@ async fn a_connection_that_says_nothing_more_is_closed() {
     let ended = tokio::time::timeout(Duration::from_secs(30), stream.read(&mut [0; 16])).await.unwrap();
     assert_eq!(ended.unwrap_or(0), 0);
     assert!(started.elapsed() > Duration::from_secs(5), "and not before it had time");
+}
+
+#[tokio::test]
+async fn dns_inside_https_is_denied_unless_its_path_is_granted() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(Some(ca.acceptor(HOST, &[b"http/1.1"]))).await;
+    let asking = "/dns-query?dns=AAABAAABAAAAAAAAA3d3dwdleGFtcGxlA2NvbQAAAQAB";
+    let mut globbed = grant(upstream.address, &ca);
+    globbed.paths = vec!["/*".into()];
+    let mut named = globbed.clone();
+    named.paths.push("/dns-query".into());
+    let on = Barriers::default();
+    let off = Barriers { encrypted_dns: false, ..on };
+    for (granted, barriers, want) in [(&globbed, on, 403), (&named, on, 200), (&globbed, off, 200)] {
+        let fence = Fence::with(&config(vec![granted.clone()]), barriers);
+        let mut client = fence.h1().await;
+        let before = upstream.heads().len();
+        assert_eq!(client.send_request(get(asking)).await.unwrap().status(), want);
+        let mut typed = post("/upload", "message");
+        typed.headers_mut().insert("content-type", "application/dns-message".parse().unwrap());
+        client.ready().await.unwrap();
+        let status = client.send_request(typed).await.unwrap().status();
+        assert_eq!(status, if barriers == on { 403 } else { 200 }, "another path is not granted by it");
+        if want == 403 {
+            assert_eq!(fence.log.intent(0).await.reason, "dns_over_https");
+            assert_eq!(upstream.heads().len(), before, "nothing of it left");
+        }
+    }
+}
+
+#[tokio::test]
+async fn dns_inside_tls_is_denied_by_its_port_and_by_what_it_offers() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(Some(ca.acceptor(HOST, &[b"dot"]))).await;
+    let mut closed = grant(upstream.address, &ca);
+    (closed.tls, closed.ca_pem) = (TlsMode::Passthrough, None);
+    let on = Barriers::default();
+    for barriers in [on, Barriers { encrypted_dns: false, ..on }] {
+        let fence = Fence::with(&config(vec![closed.clone()]), barriers);
+        for (to, name) in
+            [(fence.to_name(HOST, 853).await, HOST), (fence.to("1.1.1.1:853".parse().unwrap()).await, "1.1.1.1")]
+        {
+            fence.tls(to, name, &[]).await.unwrap_err();
+        }
+        for nth in [0, 1] {
+            let intent = fence.log.intent(nth).await;
+            assert_eq!(
+                (intent.reason.as_str(), intent.port),
+                ("dns_over_tls", 853),
+                "with no grant it is denied anyway"
+            );
+        }
+        let stream = TcpStream::connect(fence.to_name(HOST, 443).await).await.unwrap();
+        let opened = connector(&ca.pem, &[b"dot"]).connect(HOST.try_into().unwrap(), stream).await;
+        assert_eq!(opened.is_err(), barriers == on, "at another port it is known by its protocol's name");
+        assert_eq!(fence.log.intent(2).await.reason, if barriers == on { "dns_over_tls" } else { "grant" });
+    }
+    let mut granted = closed.clone();
+    granted.port = 853;
+    let fence = Fence::new(vec![granted]);
+    let stream = TcpStream::connect(fence.to_name(HOST, 853).await).await.unwrap();
+    connector(&ca.pem, &[b"dot"]).connect(HOST.try_into().unwrap(), stream).await.unwrap();
 }

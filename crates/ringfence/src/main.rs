@@ -9,6 +9,7 @@ mod env;
 mod paths;
 mod print;
 mod supervisor;
+mod upstream_proxy;
 mod verbs;
 
 use std::process::ExitCode;

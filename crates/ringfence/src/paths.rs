@@ -7,10 +7,13 @@ use ringfence_model::manifest::Budget;
 use ringfence_model::{AgentName, Fault, Report, SandboxId};
 
 use crate::env;
+use crate::upstream_proxy::ProxySettings;
 
 /// The files with the host's budget and the operator's own prices, in the folder of the guard-rails.
 const BUDGET: &str = "budget.toml";
 const PRICES: &str = "prices.toml";
+/// The file with the proxy that calls go through, there too.
+const UPSTREAM_PROXY: &str = "upstream-proxy.toml";
 
 /// What the operator says for all agents of the host.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +24,8 @@ pub struct HostPolicy {
     pub budget: Budget,
     /// The operator's own table of prices.
     pub prices: Option<String>,
+    /// Whom calls go through.
+    pub upstream_proxy: Option<ProxySettings>,
 }
 
 /// The folders of one supervisor.
@@ -106,7 +111,8 @@ impl Paths {
         self.state.join("budget")
     }
 
-    /// Reads what the operator says for all agents of the host: guard-rails, `budget.toml` and `prices.toml`.
+    /// Reads what the operator says for all agents of the host: guard-rails, `budget.toml`, `prices.toml` and
+    /// `upstream-proxy.toml`.
     ///
     /// # Errors
     /// A report for a file that is there and cannot be read or understood: what is not seen is not enforced.
@@ -131,7 +137,11 @@ impl Paths {
         if let Some(text) = &prices {
             Prices::parse(text).map_err(|e| inside(PRICES, Report::from(e)))?;
         }
-        Ok(HostPolicy { guardrails: Self::read_guardrails()?, budget, prices })
+        let upstream_proxy = match read(UPSTREAM_PROXY)? {
+            Some(text) => Some(ProxySettings::parse(&text).map_err(|report| inside(UPSTREAM_PROXY, report))?),
+            None => None,
+        };
+        Ok(HostPolicy { guardrails: Self::read_guardrails()?, budget, prices, upstream_proxy })
     }
 
     /// Reads the operator's guard-rails: file name and Cedar text, by name.

@@ -10,13 +10,15 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use hickory_proto::op::{Message as Dns, ResponseCode};
+use hickory_proto::rr::{RData, Record as DnsRecord, RecordType};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -99,6 +101,65 @@ pub async fn wait<T>(mut ready: impl FnMut() -> Option<T>, otherwise: impl Fn() 
     }
 }
 
+/// A DNS server. Of a name it knows what each lookup finds, the last for ever; other names do not exist.
+pub struct Names {
+    pub address: SocketAddr,
+    pub asked: Arc<Mutex<Vec<String>>>,
+}
+
+/// What one lookup of a name finds.
+pub type Found = Vec<RData>;
+
+pub fn at(address: &str) -> Found {
+    match address.parse().unwrap() {
+        IpAddr::V4(v4) => vec![RData::A(v4.into())],
+        IpAddr::V6(v6) => vec![RData::AAAA(v6.into())],
+    }
+}
+
+impl Names {
+    pub fn serve(known: &[(&str, Vec<Found>)]) -> Self {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let known: BTreeMap<String, Vec<Found>> = known.iter().map(|(n, f)| (format!("{n}."), f.clone())).collect();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            let mut rounds: BTreeMap<(String, RecordType), usize> = BTreeMap::new();
+            while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+                let query = Dns::from_vec(&buffer[..count]).unwrap();
+                let question = query.queries[0].clone();
+                let name = question.name().to_ascii();
+                log.lock().unwrap().push(name.clone());
+                let mut reply = Dns::response(query.metadata.id, query.metadata.op_code);
+                reply.metadata.recursion_available = true;
+                reply.add_query(question.clone());
+                match known.get(&name) {
+                    None => reply.metadata.response_code = ResponseCode::NXDomain,
+                    Some(found) => {
+                        let round = rounds.entry((name, question.query_type())).or_default();
+                        for data in &found[(*round).min(found.len() - 1)] {
+                            let of = data.record_type();
+                            if of == question.query_type() || of == RecordType::CNAME {
+                                let mut owner = question.name().clone();
+                                if let Some(RData::CNAME(target)) = reply.answers.last().map(|r| &r.data) {
+                                    owner = target.0.clone();
+                                }
+                                reply.add_answer(DnsRecord::from_rdata(owner, 0, data.clone()));
+                            }
+                        }
+                        *round += 1;
+                    }
+                }
+                socket.send_to(&reply.to_vec().unwrap(), from).unwrap();
+            }
+        });
+        Self { address, asked }
+    }
+}
+
 /// A certificate authority of the test's own.
 pub struct TestCa {
     pub pem: String,
@@ -107,7 +168,10 @@ pub struct TestCa {
 
 impl TestCa {
     pub fn new() -> Self {
+        static MADE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let nth = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, format!("authority {nth}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
@@ -115,8 +179,13 @@ impl TestCa {
     }
 
     pub fn leaf(&self, name: &str) -> (String, KeyPair) {
+        self.leaf_with(name, |_| {})
+    }
+
+    pub fn leaf_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (String, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
         params.use_authority_key_identifier_extension = true;
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key)
     }
@@ -397,6 +466,7 @@ pub fn config(grants: Vec<Grant>) -> GateConfig {
         prices: None,
         guardrails: vec![],
         credentials: leases(),
+        upstream_proxy: None,
         ingress: None,
         uid: 65_534,
         gid: 65_534,
@@ -424,6 +494,13 @@ impl Fence {
         let log = Arc::new(Log::default());
         let gate = Gate::danger_open(config, Arc::clone(&log) as Arc<dyn Record>, barriers).unwrap();
         Self { gate, log }
+    }
+
+    /// A gate that looks names up at a server of the test's own.
+    pub fn asking(config: &GateConfig, barriers: Barriers, names: &Names) -> Self {
+        let log = Arc::new(Log::default());
+        let record = Arc::clone(&log) as Arc<dyn Record>;
+        Self { gate: Gate::danger_open_asking(config, record, barriers, names.address).unwrap(), log }
     }
 
     /// A gate that counts in `ledger`.

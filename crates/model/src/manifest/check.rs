@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    A2aFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth, IngressFile, Kind, Limits,
-    LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, RpcProtocol, RpcRules, Scheme, TlsMode, Trust,
-    credential,
+    A2aFile, Credential, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth, IngressFile,
+    Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol, RpcRules, Scheme,
+    TlsMode, Trust, credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -148,6 +148,7 @@ pub(super) fn understand(
                 format!("add a `[credential.{wanted}]` table"),
             ));
         }
+        certified(index + 1, &grant, &credentials)?;
         grants.push(grant);
     }
     for mechanism in &file.danger.without {
@@ -181,6 +182,35 @@ pub(super) fn understand(
         ingress: file.ingress.map(ingress).transpose()?,
         danger: Danger { without: file.danger.without },
     })
+}
+
+/// Holds what a grant shows in handshakes, and puts into calls, against what the credentials are for.
+fn certified(
+    number: usize,
+    grant: &Grant,
+    credentials: &std::collections::BTreeMap<String, Credential>,
+) -> Result<(), ManifestError> {
+    let is_certificate = |name: &String| credentials.get(name).map(|c| c.place == Place::ClientCertificate);
+    if let Some(name) = grant.credential.as_ref().filter(|name| is_certificate(name) == Some(true)) {
+        return Err(value(
+            format!("grant {number} credential `{name}`"),
+            "it is a client certificate, and goes into no call",
+            format!("write `client_certificate = \"{name}\"`"),
+        ));
+    }
+    match grant.client_certificate.as_ref().map(|name| (name, is_certificate(name))) {
+        Some((name, None)) => Err(value(
+            format!("grant {number} client_certificate `{name}`"),
+            "no such credential",
+            format!("add `[credential.{name}]` with `client_certificate = true`"),
+        )),
+        Some((name, Some(false))) => Err(value(
+            format!("grant {number} client_certificate `{name}`"),
+            "that credential is no client certificate",
+            format!("write `client_certificate = true` in `[credential.{name}]`, in the stead of its place"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn image(file: super::ImageFile) -> Result<Image, ManifestError> {
@@ -250,6 +280,7 @@ fn grant(
             (!file.methods.is_empty(), "methods"),
             (!file.paths.is_empty(), "paths"),
             (file.credential.is_some(), "credential"),
+            (file.client_certificate.is_some(), "client_certificate"),
             (!file.models.is_empty(), "models"),
             (file.trust == Some(Trust::Untrusted), "trust"),
             (file.ca.is_some(), "ca"),
@@ -271,6 +302,12 @@ fn grant(
         return Err(unenforceable(
             "a credential would cross the network in cleartext",
             "use `scheme = \"https\"`, or name a private upstream with `connect_to`",
+        ));
+    }
+    if scheme == Scheme::Http && file.client_certificate.is_some() {
+        return Err(unenforceable(
+            "a client certificate is shown in TLS, and there is none",
+            "use `scheme = \"https\"`",
         ));
     }
     let mut methods = Vec::new();
@@ -313,6 +350,7 @@ fn grant(
         methods,
         paths: file.paths,
         credential: file.credential,
+        client_certificate: file.client_certificate,
         models: file.models,
         trust: file.trust.unwrap_or(Trust::Trusted),
         tls,

@@ -48,6 +48,8 @@ pub enum Place {
         /// `user:password` with `{}` once.
         template: String,
     },
+    /// The TLS handshake with the upstream; the secret is PEM of a certificate chain and its key.
+    ClientCertificate,
     /// A field of a form, urlencoded or multipart.
     Form {
         /// Its name.
@@ -93,6 +95,7 @@ impl Place {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Basic { .. } => "basic",
+            Self::ClientCertificate => "client_certificate",
             Self::Form { .. } => "form",
             Self::GithubApp(_) => "github_app",
             Self::GoogleServiceAccount(_) => "google_service_account",
@@ -243,6 +246,14 @@ pub(super) fn understand(name: &str, file: CredentialFile, ca_files: CaFiles<'_>
             "write up to 32 of A-Z, a-z, 0-9, `-`, `_` and `.`, such as `sk-`",
         ));
     }
+    if file.client_certificate == Some(true) && (file.env.is_some() || file.placeholder.is_some()) {
+        return Err(table.wrong(
+            "client_certificate",
+            "the agent sees nothing of a certificate, so it has no placeholder",
+            "drop `env` and `placeholder`",
+        ));
+    }
+    let env = env.filter(|_| file.client_certificate != Some(true));
     let placeholder = file.placeholder.clone();
     let place = table.place(file)?;
     Ok(Credential { from, place, env, placeholder })
@@ -278,6 +289,7 @@ impl Table<'_> {
     fn place(&self, file: CredentialFile) -> Result<Place, ManifestError> {
         let mut found: Vec<Result<Place, ManifestError>> = Vec::new();
         found.extend(file.basic.as_deref().map(|text| self.basic(text)));
+        found.extend(file.client_certificate.filter(|wanted| *wanted).map(|_| Ok(Place::ClientCertificate)));
         found.extend(file.form.map(|name| self.form(name)));
         found.extend(file.github_app.map(|app| self.github(app)));
         found.extend(file.google_service_account.map(|account| self.google(account)));
@@ -291,8 +303,8 @@ impl Table<'_> {
             (Some(place), true) => place,
             _ => Err(value(
                 format!("[credential.{}]", self.name),
-                "it needs just one of `basic`, `form`, `github_app`, `google_service_account`, `header`, `json`, \
-                 `oauth2`, `path`, `query` and `sigv4`",
+                "it needs just one of `basic`, `client_certificate`, `form`, `github_app`, `google_service_account`, \
+                 `header`, `json`, `oauth2`, `path`, `query` and `sigv4`",
                 "say where the secret goes, such as `header = \"Authorization: Bearer {}\"`",
             )),
         }

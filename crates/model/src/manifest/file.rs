@@ -142,6 +142,8 @@ pub struct GrantFile {
     pub paths: Vec<String>,
     /// Credential name.
     pub credential: Option<String>,
+    /// Credential that is a client certificate.
+    pub client_certificate: Option<String>,
     /// Models.
     #[serde(default)]
     pub models: Vec<String>,
@@ -240,6 +242,8 @@ pub struct CredentialFile {
     pub form: Option<String>,
     /// User name, or a template of `user:password` with `{}`.
     pub basic: Option<String>,
+    /// The TLS handshake: `true`.
+    pub client_certificate: Option<bool>,
     /// AWS Signature Version 4.
     pub sigv4: Option<Sigv4File>,
     /// OAuth 2.0.

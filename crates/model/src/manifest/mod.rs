@@ -178,6 +178,9 @@ pub struct Grant {
     pub paths: Vec<String>,
     /// Credential that the gate injects.
     pub credential: Option<String>,
+    /// Credential whose certificate the gate shows the upstream in the TLS handshake.
+    #[serde(default)]
+    pub client_certificate: Option<String>,
     /// Models that a request body may name; empty: any.
     pub models: Vec<String>,
     /// Whether what comes back is to be trusted.
@@ -272,6 +275,7 @@ impl Grant {
             methods: Vec::new(),
             paths: Vec::new(),
             credential: None,
+            client_certificate: None,
             models: Vec::new(),
             trust: Trust::Trusted,
             tls: TlsMode::Inspect,

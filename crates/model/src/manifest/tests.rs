@@ -96,7 +96,7 @@ fn values_are_checked_with_their_place() {
         ("[[grant]]\nhost = \"a.com\"\ncredential = \"nope\"\n", "no such credential"),
         ("[[grant]]\nhost = \"a.com\"\npaths = [\"v1\"]\n", "grant 1 paths `v1`"),
         ("[credential.x]\nfrom = \"OPENAI\"\nquery = \"k\"\n", "[credential.x] from"),
-        ("[credential.x]\nfrom = \"env:A\"\n", "just one of `basic`, `form`"),
+        ("[credential.x]\nfrom = \"env:A\"\n", "just one of `basic`, `client_certificate`, `form`"),
         ("[credential.x]\nfrom = \"env:A\"\nheader = \"Authorization: Bearer\"\n", "needs `{}` once"),
         ("[limits]\nmemory = \"lots\"\n", "is not a size"),
         ("[limits]\ncpus = 0.0\n", "[limits] cpus"),
@@ -205,5 +205,42 @@ fn places_that_mean_nothing_are_refused() {
     ] {
         let shown = place(key).unwrap_err();
         assert!(shown.contains(want), "{key} gave {shown}");
+    }
+}
+
+#[test]
+fn a_client_certificate_is_a_credential_for_handshakes_alone() {
+    let with = |grant: &str, credential: &str| {
+        format!(
+            "{AGENT}[[grant]]\nhost = \"a.example\"\n{grant}\n[credential.bank]\nfrom = \"env:BANK\"\n{credential}\n[credential.key]\nfrom = \"env:K\"\nquery = \"k\"\n"
+        )
+    };
+    let place = "client_certificate = true";
+    let manifest = parse(&with("client_certificate = \"bank\"\ncredential = \"key\"", place)).unwrap();
+    assert_eq!(manifest.grants[0].client_certificate.as_deref(), Some("bank"));
+    let bank = &manifest.credentials["bank"];
+    assert_eq!((&bank.place, bank.env.as_deref()), (&Place::ClientCertificate, None), "the agent sees nothing of it");
+    for (grant, credential, want) in [
+        ("client_certificate = \"bank\"", "query = \"k\"", "no client certificate"),
+        ("client_certificate = \"other\"", place, "no such credential"),
+        ("credential = \"bank\"", place, "goes into no call"),
+        ("client_certificate = \"bank\"\nscheme = \"http\"", place, "shown in TLS"),
+        ("client_certificate = \"bank\"\ntls = \"passthrough\"", place, "passthrough"),
+        ("", "client_certificate = true\nquery = \"k\"", "just one of"),
+        ("", "client_certificate = false", "just one of"),
+        ("", "client_certificate = true\nenv = \"B\"", "no placeholder"),
+        ("", "client_certificate = true\nplaceholder = \"sk-\"", "no placeholder"),
+    ] {
+        let text = refused(&with(grant, credential));
+        assert!(text.contains(want), "{grant} {credential}: {text}");
+    }
+}
+
+#[test]
+fn a_grant_names_no_address_in_an_odd_form() {
+    for host in ["127.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.0.0.01", "fe80::1%eth0", "1.2.3.4.5"]
+    {
+        let text = refused(&format!("{AGENT}[[grant]]\nhost = \"{host}\"\n"));
+        assert!(text.contains(host) && text.contains("grant 1 host"), "{text}");
     }
 }

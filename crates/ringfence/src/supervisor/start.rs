@@ -15,6 +15,7 @@ use ringfence_sandbox::spec::{Fence, SandboxSpec, StateVolume, fds};
 use ringfence_secrets::placeholder;
 
 use crate::paths::{HostPolicy, Paths};
+use crate::upstream_proxy::ProxySettings;
 
 /// The system's own trust bundle, for calls that are relayed closed.
 const HOST_ROOTS: [&str; 3] =
@@ -263,6 +264,7 @@ fn gate_config(
         host_budget: plan.host.budget.clone(),
         prices: plan.host.prices.clone(),
         credentials,
+        upstream_proxy: plan.host.upstream_proxy.as_ref().map(ProxySettings::read).transpose()?,
         ingress,
         uid: spec.gate_uid(),
         gid: spec.gate_uid(),

@@ -34,6 +34,7 @@ pub struct Ca {
 /// A server's certificate with its key.
 pub struct Leaf {
     certificate: CertificateDer<'static>,
+    pem: String,
     key: KeyPair,
 }
 
@@ -76,11 +77,20 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &*self.issuer)?;
-        Ok(Leaf { certificate: certificate.der().clone(), key })
+        Ok(Leaf { certificate: certificate.der().clone(), pem: certificate.pem(), key })
     }
 }
 
 impl Leaf {
+    /// Writes certificate and key to files, as PEM, for a server of somebody else's.
+    ///
+    /// # Errors
+    /// Whatever writing gives.
+    pub fn write_pem(&self, certificate: &Path, key: &Path) -> std::io::Result<()> {
+        std::fs::write(certificate, &self.pem)?;
+        std::fs::write(key, self.key.serialize_pem())
+    }
+
     /// What a server needs to speak TLS with it, offering HTTP/2 and HTTP/1.1.
     ///
     /// # Errors

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -27,7 +28,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Answers a request.
+/// Answers a request. A WebSocket is taken with [`hyper::upgrade::on`].
 pub type Handler = Arc<dyn Fn(Request<Bytes>) -> Response<Body> + Send + Sync>;
 
 /// A server. It ends when it is dropped.
@@ -87,7 +88,22 @@ async fn connection(acceptor: TlsAcceptor, stream: TcpStream, handler: Handler) 
         }
     });
     // A client that goes away is no news.
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let _ =
+        auto::Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+/// An answer of server-sent events, one after another with a pause before each.
+#[must_use]
+pub fn events(events: Vec<String>, pause: Duration) -> Response<Body> {
+    let frames = stream::unfold(events.into_iter(), move |mut events| async move {
+        let event = events.next()?;
+        tokio::time::sleep(pause).await;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), events))
+    });
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
 }
 
 /// An answer whose body is there already.

@@ -6,17 +6,24 @@
 //!
 //! - [`ca`]: a throw-away certificate authority
 //! - [`https`]: the HTTPS server that the fakes share
-//! - [`model_server`]: a model service that speaks as OpenAI's does, and does what it is told, by anybody
+//! - [`model_server`]: a model service that speaks as OpenAI's does, and does what it is told, by anybody;
+//!   [`claude_server`]: one that speaks as Anthropic's does
+//! - [`manifest`]: an example's manifest, with its upstreams on this machine
 //! - [`site`]: a web site with a report on it, and an instruction hidden in the report
+//! - [`web`]: a web server for clients of many kinds; [`git`]: repositories over HTTP
 //! - [`canary`]: listeners where stolen data would arrive
 //! - [`streamlit`]: a person at a browser, for Streamlit's pages; [`streamlit_proto`]: the messages it speaks
 
 pub mod ca;
 pub mod canary;
+pub mod claude_server;
+pub mod git;
 pub mod https;
+pub mod manifest;
 pub mod model_server;
 pub mod site;
 pub mod streamlit;
 // One file for the product's page probe and this person at a browser.
 #[path = "../../crates/ringfence/src/supervisor/streamlit_proto.rs"]
 pub mod streamlit_proto;
+pub mod web;

@@ -5,22 +5,18 @@
 
 mod script;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures_util::stream;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
+use http::header::AUTHORIZATION;
+use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 
-use crate::https::{Body, Server, text};
+use crate::https::{Body, Server, events, text};
 pub use script::{Reply, ToolCall, reply};
 
 /// The service's name.
@@ -138,20 +134,12 @@ fn masked(key: &str) -> String {
 
 /// Sends the chunks one by one, as a model finds its words.
 fn streamed(chunks: Vec<Value>) -> Response<Body> {
-    let lines: Vec<String> = chunks
+    let lines = chunks
         .iter()
         .map(|chunk| format!("data: {chunk}\n\n"))
         .chain(std::iter::once("data: [DONE]\n\n".to_owned()))
         .collect();
-    let frames = stream::unfold(lines.into_iter(), |mut lines| async move {
-        let line = lines.next()?;
-        tokio::time::sleep(PAUSE).await;
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), lines))
-    });
-    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+    events(lines, PAUSE)
 }
 
 /// An answer of the model, before it is put into one of the two forms.

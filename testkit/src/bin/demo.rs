@@ -6,8 +6,6 @@
 
 #[path = "demo/log.rs"]
 mod log;
-#[path = "demo/manifest.rs"]
-mod manifest;
 #[path = "demo/memory.rs"]
 mod memory;
 #[path = "demo/product.rs"]
@@ -27,6 +25,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ringfence_testkit::manifest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::product::Product;

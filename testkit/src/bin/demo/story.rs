@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ringfence_testkit::manifest::{self, Played};
 use ringfence_testkit::model_server;
 use ringfence_testkit::site;
 use ringfence_testkit::streamlit::{Answer, Session};
 use serde::Deserialize;
 
 use crate::log::{self, Entry};
-use crate::manifest::{self, Played};
 use crate::memory;
 use crate::product::{KEY_VARIABLE, Product, Started};
 use crate::show::{self, Cell, Show, many, print, short};

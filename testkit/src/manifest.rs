@@ -1,4 +1,4 @@
-//! The example's own manifest, with its upstreams on this machine. Nothing else of it is changed.
+//! An example's own manifest, with its upstreams on this machine. Nothing else of it is changed.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,12 +14,18 @@ pub struct Played {
 }
 
 /// The text of an example's manifest.
+///
+/// # Errors
+/// In words, if it cannot be read.
 pub fn read(example: &Path) -> Result<String, String> {
     let path = example.join("ringfence.toml");
     std::fs::read_to_string(&path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))
 }
 
 /// The name of an example's agent.
+///
+/// # Errors
+/// In words, if the manifest has none.
 pub fn agent_of(example: &Path) -> Result<String, String> {
     let document = parse(&read(example)?)?;
     let name = document.get("agent").and_then(|agent| agent.get("name")).and_then(Item::as_str);
@@ -27,6 +33,9 @@ pub fn agent_of(example: &Path) -> Result<String, String> {
 }
 
 /// The manifest with `connect_to` and `ca` in the grants of what is played.
+///
+/// # Errors
+/// In words, if the manifest cannot be read, or grants nothing of what is played.
 pub fn derive(text: &str, played: &[Played], ca: &Path) -> Result<String, String> {
     let ca = ca.to_str().ok_or_else(|| format!("`{}` is not a text", ca.display()))?;
     let mut document = parse(text)?;

@@ -15,6 +15,7 @@ use crate::misdirect::Search;
 use crate::record::Call;
 use crate::relay::Checkin;
 use crate::rpc::Filter;
+use crate::upload::Upload;
 
 /// Why a body ends early.
 const SPENT: &str = "budget_exhausted: no bytes are left";
@@ -29,7 +30,7 @@ pub enum UpBody {
         /// What was read of it before.
         head: Option<Bytes>,
         /// Where it comes from.
-        inner: Incoming,
+        inner: Upload,
         /// The call, which counts its bytes.
         call: Arc<Call>,
         /// What is searched for in its beginning.

@@ -30,6 +30,7 @@ use crate::record::{Call, Subject};
 use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
+use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
 use crate::{Gate, decide, doh, identify, inject, llm, refuse, relay, rpc};
 
@@ -86,6 +87,7 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     let gate = &line.gate.latest();
     let (mut parts, body) = request.into_parts();
     let bridge = Bridge::of(&mut parts);
+    let body = Upload::new(&parts.headers, body);
     let websocket = bridge.is_some() || is_websocket(&parts);
     let mut subject = subject(line, &parts, websocket);
     let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
@@ -238,7 +240,7 @@ async fn decide_content(
     parts: &Parts,
     question: HttpRequest<'_>,
     route: Option<&Route>,
-    body: Incoming,
+    body: Upload,
     subject: &mut Subject,
     form: &mut Form,
 ) -> Result<(Arc<Permit>, Looked), Denial> {

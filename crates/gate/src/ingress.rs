@@ -31,6 +31,7 @@ use crate::config::IngressConfig;
 use crate::record::{Call, Subject};
 use crate::relay::{self, Agent, Upstream};
 use crate::tls::TlsError;
+use crate::upload::Upload;
 use crate::{Gate, MAX_CONNECTIONS, tls};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -165,6 +166,7 @@ impl<S: Sockets> Ingress<S> {
 
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<DownBody> {
         let (mut parts, body) = request.into_parts();
+        let body = Upload::new(&parts.headers, body);
         let websocket = is_websocket(&parts);
         let subject = Subject {
             direction: Direction::Ingress,

@@ -69,6 +69,7 @@ mod stream;
 pub mod tls;
 pub mod token;
 pub mod upstream_proxy;
+pub mod upload;
 pub mod websocket;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,6 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use ringfence_audit::{LlmAsked, LlmUsed};
 use ringfence_inspect::json::{self, Limits, Value};
 use ringfence_inspect::llm::edit::{self, UsageAsked};
@@ -26,6 +25,7 @@ use crate::budget::{Account, Amounts, Behalf, Ledger};
 use crate::inspect::MAX_BODY_BYTES;
 use crate::misdirect::Search;
 use crate::record::Call;
+use crate::upload::Upload;
 
 /// What is reserved for an answer, and the most it may be, where a budget counts and the call sets no bound.
 const USUAL_OUTPUT: u64 = 16_384;
@@ -38,7 +38,7 @@ const MAX_EVENT_BYTES: usize = 256 * 1024;
 const SLACK: u64 = 4;
 
 /// The body of a request, as far as it was read.
-pub enum Content<B = Incoming> {
+pub enum Content<B = Upload> {
     /// The beginning, and the rest as it comes.
     Begun(Bytes, B),
     /// As it comes.
@@ -78,7 +78,7 @@ impl Asked {
 }
 
 /// A request, as far as it was understood.
-pub struct Looked<B = Incoming> {
+pub struct Looked<B = Upload> {
     /// The body.
     pub content: Content<B>,
     /// The model that the body names, where the decision needs it.

@@ -11,6 +11,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{Request, StatusCode, Version};
 use http_body_util::BodyExt;
@@ -439,6 +440,46 @@ async fn no_request_is_smuggled_in_another() {
     assert!(
         fence.log.intents().iter().filter(|i| i.path.as_deref() == Some("/admin")).all(|i| i.decision == Outcome::Deny)
     );
+}
+
+#[tokio::test]
+async fn a_denied_upload_gets_to_its_end_and_its_sender_to_the_refusal() {
+    const PIECES: usize = 128;
+    let (ca, upstream) = world(BOTH).await;
+    let mut granted = grant(upstream.address, &ca);
+    granted.paths = vec!["/ok".into()];
+    let fence = Fence::new(vec![granted]);
+    let piece = Bytes::from(vec![7; 64 * 1024]);
+
+    // As most clients of HTTP/1.1 do it: all of it first, then the answer; then the next request.
+    let to = fence.to_name(HOST, 443).await;
+    let mut stream = fence.tls(to, HOST, ONE).await.unwrap();
+    let head = format!("PUT /shut HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n", PIECES * piece.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..PIECES {
+        stream.write_all(&piece).await.expect("the gate goes on reading");
+    }
+    let next = format!("PUT /ok HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
+    stream.write_all(next.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).await.unwrap();
+    let answers = String::from_utf8_lossy(&answers);
+    assert!(answers.starts_with("HTTP/1.1 403 Forbidden") && answers.ends_with("hi"), "{answers}");
+
+    // HTTP/2: the stream is not reset under the upload.
+    let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::convert::Infallible>::new(1);
+    let request = Request::put(format!("https://{HOST}/shut")).body(body.boxed()).unwrap();
+    let mut client = fence.h2().await;
+    let answered = client.send_request(request);
+    let uploaded = async {
+        for _ in 0..PIECES {
+            sender.send_data(piece.clone()).await.expect("the gate goes on reading");
+        }
+    };
+    let (answer, ()) = tokio::join!(answered, uploaded);
+    assert_eq!(answer.unwrap().status(), StatusCode::FORBIDDEN);
+    assert_eq!(upstream.heads().len(), 1, "nothing of what was denied left");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
@@ -42,7 +43,10 @@ impl ClaudeServer {
 }
 
 fn answer(request: &Request<Bytes>, key: &str) -> Response<Body> {
-    if request.headers().get("x-api-key").is_none_or(|shown| shown.as_bytes() != key.as_bytes()) {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    // Its library says it in the one way or the other, by version.
+    let shown = header("x-api-key").or_else(|| header(AUTHORIZATION.as_str())?.strip_prefix("Bearer "));
+    if shown != Some(key) {
         return refusal(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
     }
     if (request.method(), request.uri().path()) != (&Method::POST, "/v1/messages") {

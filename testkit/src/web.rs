@@ -17,6 +17,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -138,6 +139,8 @@ fn socket(mut request: Request<Bytes>) -> Response<Body> {
                 return;
             }
         }
+        // An end in order, below the WebSocket too.
+        let _ = socket.into_inner().shutdown().await;
     });
     let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "text/plain", "");
     let headers = response.headers_mut();

@@ -170,7 +170,7 @@ fn switching(more: &str) -> String {
 }
 
 fn down() -> Barriers {
-    Barriers { misdirected_placeholders: false }
+    Barriers { misdirected_placeholders: false, ..Barriers::default() }
 }
 
 #[tokio::test]

@@ -68,8 +68,8 @@ pub mod sigv4;
 mod stream;
 pub mod tls;
 pub mod token;
-pub mod upstream_proxy;
 pub mod upload;
+pub mod upstream_proxy;
 pub mod websocket;
 
 use std::collections::BTreeMap;

@@ -24,10 +24,12 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const ON: Barriers =
-    Barriers { addresses: true, encrypted_dns: true, encrypted_hello: true, misdirected_placeholders: true };
-const OFF: Barriers = Barriers { addresses: false, ..ON };
 const NAME: &str = "rebound.example.org";
+
+/// With the barrier off.
+fn off() -> Barriers {
+    Barriers { addresses: false, ..Barriers::default() }
+}
 
 /// A grant of cleartext to a name, at the port of an upstream.
 fn granted(name: &str, upstream: &Upstream) -> Grant {
@@ -85,12 +87,12 @@ async fn a_name_that_moves_to_a_private_address_is_not_followed() {
         let names = Names::serve(&[(NAME, vec![found.clone()])]);
         let grants = vec![granted(NAME, &upstream)];
         let before = upstream.connections.load(Relaxed);
-        let fence = Fence::asking(&config(grants.clone()), ON, &names);
+        let fence = Fence::asking(&config(grants.clone()), Barriers::default(), &names);
         assert_eq!(call(&fence, NAME, port).await, StatusCode::FORBIDDEN, "{found:?}");
         assert_eq!(denied(&fence, 0).await, "private_address", "{found:?}");
         assert_eq!(upstream.connections.load(Relaxed), before);
         if works {
-            let fence = Fence::asking(&config(grants), OFF, &names);
+            let fence = Fence::asking(&config(grants), off(), &names);
             assert_eq!(call(&fence, NAME, port).await, StatusCode::OK, "with the barrier off {found:?} is reached");
         }
     }
@@ -104,7 +106,7 @@ async fn what_was_checked_is_what_is_dialled() {
     let names = Names::serve(&[(NAME, vec![at("127.0.0.2"), at("127.0.0.3")])]);
     let mut grant = Grant::to(NAME.parse().unwrap());
     (grant.scheme, grant.port, grant.allow_private) = (Scheme::Http, port, true);
-    let fence = Fence::asking(&config(vec![grant]), ON, &names);
+    let fence = Fence::asking(&config(vec![grant]), Barriers::default(), &names);
     let answered = tokio::spawn(async move {
         tokio::select! {
             Ok((mut stream, _)) = first.accept() => {
@@ -131,17 +133,17 @@ async fn metadata_services_are_refused_by_name_even_where_private_addresses_are_
         let names = Names::serve(&[(name, vec![at("127.0.0.1")])]);
         let mut grant = granted(name, &upstream);
         grant.allow_private = true;
-        let fence = Fence::asking(&config(vec![grant.clone()]), ON, &names);
+        let fence = Fence::asking(&config(vec![grant.clone()]), Barriers::default(), &names);
         assert_eq!(call(&fence, name, port).await, StatusCode::FORBIDDEN, "{name}");
         assert_eq!(denied(&fence, 0).await, "private_address");
         assert!(names.asked.lock().unwrap().is_empty(), "{name} is not even looked up");
-        let fence = Fence::asking(&config(vec![grant]), OFF, &names);
+        let fence = Fence::asking(&config(vec![grant]), off(), &names);
         assert_eq!(call(&fence, name, port).await, StatusCode::OK, "with the barrier off {name} is reached");
     }
     let names = Names::serve(&[(NAME, vec![at("169.254.169.254")])]);
     let mut grant = granted(NAME, &upstream);
     grant.allow_private = true;
-    let fence = Fence::asking(&config(vec![grant]), ON, &names);
+    let fence = Fence::asking(&config(vec![grant]), Barriers::default(), &names);
     assert_eq!(call(&fence, NAME, port).await, StatusCode::FORBIDDEN, "whatever its name");
 }
 
@@ -265,13 +267,13 @@ fn the_hosts_own_public_address_is_not_dialled() {
             let names = Names::serve(&[(NAME, vec![at("9.9.9.9")])]);
             let mut grant = Grant::to(NAME.parse().unwrap());
             (grant.scheme, grant.port) = (Scheme::Http, port);
-            let fence = Fence::asking(&config(vec![grant.clone()]), ON, &names);
+            let fence = Fence::asking(&config(vec![grant.clone()]), Barriers::default(), &names);
             assert_eq!(call(&fence, NAME, port).await, StatusCode::FORBIDDEN);
             assert_eq!(denied(&fence, 0).await, "private_address");
-            let fence = Fence::asking(&config(vec![grant.clone()]), OFF, &names);
+            let fence = Fence::asking(&config(vec![grant.clone()]), off(), &names);
             assert_eq!(call(&fence, NAME, port).await, StatusCode::NO_CONTENT, "with the barrier off it is");
             grant.allow_private = true;
-            let fence = Fence::asking(&config(vec![grant]), ON, &names);
+            let fence = Fence::asking(&config(vec![grant]), Barriers::default(), &names);
             assert_eq!(call(&fence, NAME, port).await, StatusCode::NO_CONTENT, "the operator may mean it");
         });
     };

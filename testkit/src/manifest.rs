@@ -40,12 +40,18 @@ pub fn derive(text: &str, played: &[Played], ca: &Path) -> Result<String, String
     let ca = ca.to_str().ok_or_else(|| format!("`{}` is not a text", ca.display()))?;
     let mut document = parse(text)?;
     for Played { host, address } in played {
-        let grants = document.get_mut("grant").and_then(Item::as_array_of_tables_mut);
-        let mut changed = 0;
-        for grant in grants.into_iter().flat_map(|grants| grants.iter_mut()).filter(|grant| names(grant, host)) {
-            grant.insert("connect_to", value(address.to_string()));
-            grant.insert("ca", value(ca));
-            changed += 1;
+        let lead = |item: Option<&mut Item>| {
+            let grants = item.and_then(Item::as_array_of_tables_mut).into_iter().flat_map(|grants| grants.iter_mut());
+            let led = grants.filter(|grant| names(grant, host)).map(|grant| {
+                grant.insert("connect_to", value(address.to_string()));
+                grant.insert("ca", value(ca));
+            });
+            led.count()
+        };
+        let mut changed = lead(document.get_mut("grant"));
+        let servers = document.get_mut("mcp").and_then(Item::as_table_like_mut);
+        for (_, server) in servers.into_iter().flat_map(|servers| servers.iter_mut()) {
+            changed += lead(server.get_mut("grant"));
         }
         if changed == 0 {
             return Err(format!("the example's manifest grants no `{host}`"));

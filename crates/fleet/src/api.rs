@@ -170,10 +170,18 @@ pub struct UpRequest {
     pub manifest: String,
     /// Text of the `ca` files that grants name, by the name written.
     pub ca_files: BTreeMap<String, String>,
-    /// Secrets that the caller fetched, by credential.
+    /// Secrets that the caller fetched, by credential; those of MCP servers as [`UpRequest::secret_of`] names them.
     pub secrets: BTreeMap<String, SecretText>,
     /// Replace a running agent of the same name.
     pub replace: bool,
+}
+
+impl UpRequest {
+    /// The name under which a secret of the agent's MCP server `server` is sent along.
+    #[must_use]
+    pub fn secret_of(server: &str, credential: &str) -> String {
+        format!("mcp.{server}/{credential}")
+    }
 }
 
 impl Subject for UpRequest {

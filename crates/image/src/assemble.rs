@@ -266,7 +266,7 @@ fn environment(manifest: &Manifest) -> BTreeMap<String, String> {
             ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ]),
         Kind::Chainlit => pairs.extend([("CHAINLIT_APP_ROOT", "/state/chainlit"), ("LITERAL_DISABLE_TELEMETRY", "1")]),
-        Kind::Asgi | Kind::Script | Kind::Wsgi => {}
+        Kind::Asgi | Kind::Mcp | Kind::Script | Kind::Wsgi => {}
     }
     let mut environment: BTreeMap<String, String> =
         pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

@@ -162,6 +162,7 @@ fn ringfence_start(place: &Place, layers: &[PathBuf], round: usize) -> Duration 
         layers: layers.to_vec(),
         argv: PROGRAM.map(str::to_owned).to_vec(),
         env: vec![("PATH".into(), "/usr/bin".into())],
+        bridge: None,
         cwd: "/app".into(),
         limits: Limits {
             memory: Bytes::mib(256),

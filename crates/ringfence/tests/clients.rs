@@ -28,6 +28,7 @@ use support::Host;
 
 const GRPC: &str = "grpc.clients.example";
 const MCP: &str = "mcp.clients.example";
+const NOTES: &str = "notes.mcp.ringfence.internal";
 
 const OPENAI_KEY: &str = "sk-clients-secret-of-openai";
 const ANTHROPIC_KEY: &str = "sk-ant-clients-secret-of-anthropic";
@@ -90,6 +91,16 @@ const ASKED: &[(&str, &str, &str, &str)] = &[
     (MCP, "tools/call add", "allow", "grant"),
     (MCP, "resources/read docs://intro", "allow", "grant"),
     (MCP, "tools/call shell", "deny", "rpc_not_granted"),
+    (NOTES, "initialize", "allow", "grant"),
+    (NOTES, "tools/call remember", "allow", "grant"),
+    (NOTES, "tools/call forget", "deny", "rpc_not_granted"),
+];
+
+/// What the log of the agent's own MCP server must have.
+const CALLS_OF_NOTES: &[(&str, &str, &str, &str, &str)] = &[
+    (web::HOST, "/open/notes/json", "http/1.1", "allow", "grant"),
+    (web::HOST, "/open/requests/json", "http/1.1", "deny", "no_grant"),
+    ("127.0.0.1", "/mcp", "http/1.1", "allow", "ingress"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,7 +131,7 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
         .filter(|line| line["ok"] != true)
         .map(|line| format!("{}: {}", line["check"], line["detail"].as_str().unwrap_or_default()))
         .collect();
-    let entries = entries(&host);
+    let entries = entries_of(&host, "clients");
     let unhappy: Vec<String> = entries
         .iter()
         .filter(|e| e["decision"] == "deny" || e["error"].is_string())
@@ -144,7 +155,10 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
         assert!(same, "docs/reference/clients.md has another version than {client} {version}");
     }
 
-    let wrong: Vec<String> = CALLS.iter().filter_map(|expected| misses(&entries, expected)).collect();
+    let of_notes = entries_of(&host, "clients-mcp-notes");
+    let wrong = CALLS.iter().filter_map(|expected| misses(&entries, expected));
+    let wrong: Vec<String> =
+        wrong.chain(CALLS_OF_NOTES.iter().filter_map(|expected| misses(&of_notes, expected))).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for (name, said, decision, reason) in ASKED {
         let found = entries.iter().any(|e| {
@@ -155,13 +169,17 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
     let unknown = entries.iter().filter(|e| e["kind"] == "dns.query" && e["name"] == "elsewhere.example");
     assert!(unknown.clone().count() > 0 && unknown.clone().all(|e| e["decision"] == "deny"));
     // Libraries try again what may pass; a no is final.
-    for (name, said, decision, reason) in ASKED.iter().filter(|a| a.2 == "deny" && a.0 != MCP) {
+    for (name, said, decision, reason) in ASKED.iter().filter(|a| a.2 == "deny" && ![MCP, NOTES].contains(&a.0)) {
         let times = entries.iter().filter(|e| {
             e["host"] == *name && e["decision"] == *decision && e["reason"] == *reason && asked(e).any(|a| a == *said)
         });
         assert_eq!(times.count(), 1, "{name} {said}: the library tried again");
     }
     assert_eq!(host.json(&["audit", "verify"])["whole"], true);
+    // The agent ran to its end, and its server ended with it.
+    support::wait_until("the server ends", || host.agent("clients-mcp-notes").unwrap()["state"] == "stopped");
+    host.ok(&["down", "clients"]);
+    host.assert_nothing_half_made();
 }
 
 /// The first header that a manifest, or a proposal for one, names.
@@ -220,10 +238,10 @@ fn lines(host: &Host) -> Vec<Value> {
 }
 
 /// The log, once every call that was let through has ended there.
-fn entries(host: &Host) -> Vec<Value> {
+fn entries_of(host: &Host, agent: &str) -> Vec<Value> {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
-        let text = host.ok(&["audit", "clients", "--json"]);
+        let text = host.ok(&["audit", agent, "--json"]);
         let entries: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let count = |kind: &str, decision: &Value| {
             entries.iter().filter(|e| e["kind"] == kind && e["decision"] == *decision).count()

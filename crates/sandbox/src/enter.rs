@@ -3,6 +3,7 @@
 //! The agent, every `exec` and every probe goes through [`Entry::confine`], so that what a probe finds is
 //! what the agent has.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub struct Entry {
     shim: Arc<OwnedFd>,
     domain: Option<Domain>,
     filters: Option<Filters>,
+    bridge: Option<u16>,
 }
 
 impl Entry {
@@ -55,7 +57,7 @@ impl Entry {
             .transpose()
             .map_err(|e| SandboxError::Runtime { doing: "compile the system call filter", why: e.to_string() })?;
         let shim = process::own_name().map_err(|e| SandboxError::missing("pidfd", e, "run Linux 5.3 or newer"))?;
-        Ok(Self { shim: Arc::new(shim), domain: landlock.then_some(domain), filters })
+        Ok(Self { shim: Arc::new(shim), domain: landlock.then_some(domain), filters, bridge: spec.bridge })
     }
 
     /// Confines the calling process for good.
@@ -87,6 +89,9 @@ impl Executor for Entry {
         let path = find_program(&argv, &env).ok_or(ExecutorError::InvalidArg)?;
         process::unblock_signals().map_err(|e| ExecutorError::Other(e.to_string()))?;
         self.confine().map_err(ExecutorError::Other)?;
+        if let Some(port) = self.bridge {
+            return Err(ExecutorError::Other(bridge(&path, argv, env, port)));
+        }
         Err(ExecutorError::Other(process::exec(&argv, &env, &path).to_string()))
     }
 
@@ -107,6 +112,23 @@ impl Executor for Entry {
             ))),
         }
     }
+}
+
+/// Goes on as the first process of the sandbox, in which `path` speaks MCP; returns why it could not.
+///
+/// This process was forked off the shim, so what it inherited must be out of the agent's reach: descriptors are closed,
+/// and as nobody may look into it, its memory is its own.
+fn bridge(path: &Path, argv: Vec<String>, env: Vec<(String, String)>, port: u16) -> String {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    let sealed = set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(std::io::Error::from);
+    if let Err(error) = sealed.and_then(|()| process::close_all_but_standard()) {
+        return format!("cannot leave the shim's descriptors behind: {error}");
+    }
+    let argv = std::iter::once(path.to_string_lossy().into_owned()).chain(argv.into_iter().skip(1)).collect();
+    let Err(error) = ringfence_bridge::serve(ringfence_bridge::Server { argv, env }, port);
+    // Not by returning: what owned the descriptors would be dropped.
+    let _ = writeln!(std::io::stderr(), "ringfence: cannot serve the MCP server: {error}");
+    process::exit_now(1)
 }
 
 /// Finds a program as `execvp` would, by the environment that it will have.

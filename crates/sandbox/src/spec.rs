@@ -43,6 +43,10 @@ pub struct SandboxSpec {
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
+    /// The port on which the command, an MCP server that speaks over its standard input and output, is served over
+    /// HTTP. The sandbox's first process then is ours, under the same fence.
+    #[serde(default)]
+    pub bridge: Option<u16>,
     /// Where it starts.
     pub cwd: PathBuf,
     /// What it may use up.

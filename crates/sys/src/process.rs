@@ -45,6 +45,19 @@ pub fn place_stdio(given: Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor of this process but the standard three, for good.
+///
+/// Only for a process that goes on without what it was forked with: whatever still thinks that it owns one of them must
+/// never be dropped.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn close_all_but_standard() -> io::Result<()> {
+    // SAFETY: a system call on numbers alone.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    if closed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// What `fork` returned.
 pub enum Forked {
     /// In the child.

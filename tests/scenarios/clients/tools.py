@@ -1,6 +1,8 @@
 """The SDK of the Model Context Protocol, in the protocol of today and in the one before."""
 
 import asyncio
+import os
+import pathlib
 from importlib.metadata import version
 
 from mcp import Client
@@ -47,3 +49,44 @@ def mcp_with_sessions():
 @check("mcp", VERSION)
 def mcp_with_sessions_tool_denied():
     return asyncio.run(misuse("legacy"))
+
+
+async def use_own(mode):
+    """A server of the agent's own, which knows of nothing but its standard input and output."""
+    async with Client(os.environ["MCP_NOTES_URL"], mode=mode, read_timeout_seconds=20) as client:
+        names = sorted(tool.name for tool in (await client.list_tools()).tools)
+        assert names == ["about", "fetch", "remember"], names
+
+        async def call(tool, **arguments):
+            result = await client.call_tool(tool, arguments)
+            assert not result.is_error, result
+            return result.content[0].text
+
+        kept = await call("remember", text="a")
+        assert kept.endswith(" notes"), kept
+        assert not pathlib.Path("/state/notes").exists(), "its folder is the agent's"
+        reached = await call("fetch", path="/open/notes/json"), await call("fetch", path="/open/requests/json")
+        assert reached == ("200", "403"), reached
+        denied = await client.call_tool("forget", {})
+        assert denied.is_error, denied
+        about = await call("about")
+        assert "keys []" in about and "looking into it PermissionError" in about, about
+        return f"{kept}; {about}"
+
+
+@check("mcp", VERSION)
+def mcp_server_of_its_own():
+    return asyncio.run(use_own("auto"))
+
+
+@check("mcp", VERSION)
+def mcp_server_of_its_own_with_sessions():
+    return asyncio.run(use_own("legacy"))
+
+
+@check("mcp", VERSION)
+def mcp_server_of_its_own_for_many():
+    async def many():
+        return await asyncio.gather(*(use_own("legacy") for _ in range(4)))
+
+    return asyncio.run(many())[0]

@@ -340,7 +340,7 @@ pub(crate) fn start(
             (entry, vec!["uvicorn"])
         }
         Kind::Wsgi => wsgi(candidate, &app_dir, &module, &number, declared),
-        Kind::Script => match source.file_name() {
+        Kind::Mcp | Kind::Script => match source.file_name() {
             "__main__.py" if !source.parent().is_empty() => {
                 (words(&["python3", "-m", &source.parent().replace('/', ".")]), vec![])
             }

@@ -1,12 +1,13 @@
 //! From what was written to what it means.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    A2aFile, Credential, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth, IngressFile,
-    Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol, RpcRules, Scheme,
-    TlsMode, Trust, credential,
+    A2aFile, Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
+    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol,
+    RpcRules, Scheme, TlsMode, Trust, credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -126,31 +127,11 @@ pub(super) fn understand(
             "write the command line, such as `entry = [\"streamlit\", \"run\", \"app.py\"]`",
         ));
     }
-    for key in file.agent.env.keys() {
-        if !is_env_name(key) {
-            return Err(value(format!("[agent] env `{key}`"), "not a variable name", "use A-Z, 0-9 and `_`"));
-        }
-    }
-    let credentials = file
-        .credential
-        .into_iter()
-        .map(|(name, c)| Ok((name.clone(), credential::understand(&name, c, ca_files)?)))
-        .collect::<Result<std::collections::BTreeMap<_, _>, ManifestError>>()?;
-    let mut grants = Vec::with_capacity(file.grant.len());
-    for (index, written) in file.grant.into_iter().enumerate() {
-        let grant = grant(index + 1, written, ca_files)?;
-        if let Some(wanted) = &grant.credential
-            && !credentials.contains_key(wanted)
-        {
-            return Err(value(
-                format!("grant {} credential `{wanted}`", index + 1),
-                "no such credential",
-                format!("add a `[credential.{wanted}]` table"),
-            ));
-        }
-        certified(index + 1, &grant, &credentials)?;
-        grants.push(grant);
-    }
+    env_names("[agent]", &file.agent.env)?;
+    let credentials = credentials(file.credential, ca_files)?;
+    let mut grants = grants(file.grant, &credentials, ca_files)?;
+    let servers = super::server::understand(&name, file.mcp, ca_files)?;
+    super::server::grant_all(&servers, &mut grants)?;
     for mechanism in &file.danger.without {
         if !MECHANISMS.contains(&mechanism.as_str()) {
             return Err(value(
@@ -167,6 +148,11 @@ pub(super) fn understand(
     if !health.path.starts_with('/') {
         return Err(value(format!("[agent] health `{}`", health.path), "not a path", "begin it with `/`"));
     }
+    if kind == Kind::Mcp && file.ingress.is_none() {
+        let hint =
+            "add `[ingress]` with `port = 8000`; a server of one agent alone is a table `[mcp.NAME]` of that agent";
+        return Err(value("[agent] kind `mcp`", "nobody could reach it", hint));
+    }
     Ok(Manifest {
         name,
         kind,
@@ -178,18 +164,50 @@ pub(super) fn understand(
         limits: limits(file.limits)?,
         grants,
         credentials,
+        servers,
+        server_of: None,
         budget: file.budget.map(super::budget::understand).transpose()?.unwrap_or_default(),
         ingress: file.ingress.map(ingress).transpose()?,
         danger: Danger { without: file.danger.without },
     })
 }
 
+pub(super) fn credentials(
+    written: BTreeMap<String, CredentialFile>,
+    ca_files: &dyn Fn(&str) -> Result<String, String>,
+) -> Result<BTreeMap<String, Credential>, ManifestError> {
+    let understood = written.into_iter().map(|(name, file)| {
+        let credential = credential::understand(&name, file, ca_files)?;
+        Ok((name, credential))
+    });
+    understood.collect()
+}
+
+pub(super) fn grants(
+    written: Vec<GrantFile>,
+    credentials: &BTreeMap<String, Credential>,
+    ca_files: &dyn Fn(&str) -> Result<String, String>,
+) -> Result<Vec<Grant>, ManifestError> {
+    let mut grants = Vec::with_capacity(written.len());
+    for (index, written) in written.into_iter().enumerate() {
+        let grant = grant(index + 1, written, ca_files)?;
+        if let Some(wanted) = &grant.credential
+            && !credentials.contains_key(wanted)
+        {
+            return Err(value(
+                format!("grant {} credential `{wanted}`", index + 1),
+                "no such credential",
+                format!("add a `[credential.{wanted}]` table"),
+            ));
+        }
+        certified(index + 1, &grant, credentials)?;
+        grants.push(grant);
+    }
+    Ok(grants)
+}
+
 /// Holds what a grant shows in handshakes, and puts into calls, against what the credentials are for.
-fn certified(
-    number: usize,
-    grant: &Grant,
-    credentials: &std::collections::BTreeMap<String, Credential>,
-) -> Result<(), ManifestError> {
+fn certified(number: usize, grant: &Grant, credentials: &BTreeMap<String, Credential>) -> Result<(), ManifestError> {
     let is_certificate = |name: &String| credentials.get(name).map(|c| c.place == Place::ClientCertificate);
     if let Some(name) = grant.credential.as_ref().filter(|name| is_certificate(name) == Some(true)) {
         return Err(value(
@@ -230,7 +248,7 @@ fn image(file: super::ImageFile) -> Result<Image, ManifestError> {
     Ok(Image { suite: file.suite, mirror: file.mirror, python: file.python, packages: file.packages })
 }
 
-fn limits(file: LimitsFile) -> Result<Limits, ManifestError> {
+pub(super) fn limits(file: LimitsFile) -> Result<Limits, ManifestError> {
     let limits = Limits {
         memory: file.memory.unwrap_or(Bytes::gib(1)),
         cpus: file.cpus.unwrap_or(1.0),
@@ -357,24 +375,24 @@ fn grant(
         connect_to,
         ca_pem,
         allow_private: file.allow_private,
-        rpc: rpc(number, file.mcp, file.a2a)?,
+        rpc: rpc(&format!("grant {number}"), file.mcp, file.a2a)?,
         llm: file.llm.map(|rules| llm(number, rules)).transpose()?.unwrap_or_default(),
     })
 }
 
-fn rpc(number: usize, mcp: Option<McpFile>, a2a: Option<A2aFile>) -> Result<Option<RpcRules>, ManifestError> {
+pub(super) fn rpc(place: &str, mcp: Option<McpFile>, a2a: Option<A2aFile>) -> Result<Option<RpcRules>, ManifestError> {
     let file = match (mcp, a2a) {
         (None, None) => return Ok(None),
         (None, Some(a2a)) => {
             return Ok(Some(RpcRules { protocol: RpcProtocol::A2a, methods: a2a.methods, ..RpcRules::default() }));
         }
         (Some(_), Some(_)) => {
-            let place = format!("grant {number} mcp and a2a");
+            let place = format!("{place} mcp and a2a");
             return Err(value(place, "one server speaks one of them", "write two grants with a path each"));
         }
         (Some(file), None) => file,
     };
-    let place = |key: &str, text: &str| format!("grant {number} mcp {key} `{text}`");
+    let place = |key: &str, text: &str| format!("{place} mcp {key} `{text}`");
     for (tool, arguments) in &file.arguments {
         let listed = file.tools.as_ref().is_none_or(|tools| tools.iter().any(|glob| glob_covers(glob, tool)));
         if !listed {
@@ -463,6 +481,13 @@ fn ingress(file: IngressFile) -> Result<Ingress, ManifestError> {
         ));
     }
     Ok(Ingress { port: file.port, publish, auth })
+}
+
+pub(super) fn env_names(table: &str, env: &BTreeMap<String, String>) -> Result<(), ManifestError> {
+    match env.keys().find(|key| !is_env_name(key)) {
+        Some(key) => Err(value(format!("{table} env `{key}`"), "not a variable name", "use A-Z, 0-9 and `_`")),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn is_env_name(text: &str) -> bool {

@@ -30,6 +30,9 @@ pub struct ManifestFile {
     /// `[credential.NAME]`
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub credential: BTreeMap<String, CredentialFile>,
+    /// `[mcp.NAME]`
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mcp: BTreeMap<String, ServerFile>,
     /// `[budget]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetFile>,
@@ -52,11 +55,42 @@ impl ManifestFile {
 
     /// The files of certificate authorities that it names.
     pub fn ca_files(&self) -> impl Iterator<Item = &str> {
-        self.grant
-            .iter()
-            .filter_map(|g| g.ca.as_deref())
-            .chain(self.credential.values().flat_map(CredentialFile::ca_files))
+        let grants = self.grant.iter().chain(self.mcp.values().flat_map(|server| &server.grant));
+        let credentials =
+            self.credential.values().chain(self.mcp.values().flat_map(|server| server.credential.values()));
+        grants.filter_map(|g| g.ca.as_deref()).chain(credentials.flat_map(CredentialFile::ca_files))
     }
+}
+
+/// `[mcp.NAME]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerFile {
+    /// Command line.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Plain environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Seconds to answer its first message.
+    pub start_timeout_s: Option<u64>,
+    /// `trusted` or `untrusted`.
+    pub trust: Option<Trust>,
+    /// `[mcp.NAME.allow]`: what the agent may say to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<McpFile>,
+    /// `[mcp.NAME.limits]`
+    #[serde(default)]
+    pub limits: LimitsFile,
+    /// `[[mcp.NAME.grant]]`: where it may call itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grant: Vec<GrantFile>,
+    /// `[mcp.NAME.credential.NAME]`
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub credential: BTreeMap<String, CredentialFile>,
+    /// `[mcp.NAME.budget]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetFile>,
 }
 
 /// `[agent]`
@@ -65,7 +99,7 @@ impl ManifestFile {
 pub struct AgentFile {
     /// Agent name.
     pub name: Option<String>,
-    /// `asgi`, `chainlit`, `gradio`, `script`, `streamlit` or `wsgi`.
+    /// `asgi`, `chainlit`, `gradio`, `mcp`, `script`, `streamlit` or `wsgi`.
     pub kind: Option<Kind>,
     /// Command line.
     #[serde(default)]

@@ -4,6 +4,7 @@ mod budget;
 mod check;
 mod credential;
 mod file;
+mod server;
 
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,9 @@ pub use credential::{
 };
 pub use file::{
     A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, GithubFile, GoogleFile, GrantFile, Id, ImageFile,
-    IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, Sigv4File,
+    IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
 };
+pub use server::{Door, Server, ServerOf};
 
 use crate::{AgentName, Bytes, Digest, HostPattern};
 
@@ -52,6 +54,12 @@ pub struct Manifest {
     pub grants: Vec<Grant>,
     /// Secrets that the gate injects, by name.
     pub credentials: BTreeMap<String, Credential>,
+    /// MCP servers of its own, each in a sandbox of its own, by name.
+    #[serde(default)]
+    pub servers: BTreeMap<String, Server>,
+    /// Whose MCP server this is, if it is one.
+    #[serde(default)]
+    pub server_of: Option<ServerOf>,
     /// What it may spend.
     #[serde(default)]
     pub budget: Budget,
@@ -71,6 +79,8 @@ pub enum Kind {
     Chainlit,
     /// Gradio.
     Gradio,
+    /// An MCP server that speaks over its standard input and output; it is served over HTTP.
+    Mcp,
     /// A program without pages: CLI, worker, script.
     Script,
     /// Streamlit.
@@ -87,6 +97,7 @@ impl Kind {
             Self::Asgi => "asgi",
             Self::Chainlit => "chainlit",
             Self::Gradio => "gradio",
+            Self::Mcp => "mcp",
             Self::Script => "script",
             Self::Streamlit => "streamlit",
             Self::Wsgi => "wsgi",
@@ -97,7 +108,7 @@ impl Kind {
     #[must_use]
     pub const fn default_port(self) -> Option<u16> {
         match self {
-            Self::Asgi | Self::Chainlit => Some(8000),
+            Self::Asgi | Self::Chainlit | Self::Mcp => Some(8000),
             Self::Gradio => Some(7860),
             Self::Script => None,
             Self::Streamlit => Some(8501),
@@ -109,6 +120,7 @@ impl Kind {
     #[must_use]
     pub const fn default_health(self) -> &'static str {
         match self {
+            Self::Mcp => "/health",
             Self::Streamlit => "/_stcore/health",
             _ => "/",
         }

@@ -244,3 +244,89 @@ fn a_grant_names_no_address_in_an_odd_form() {
         assert!(text.contains(host) && text.contains("grant 1 host"), "{text}");
     }
 }
+
+#[test]
+fn a_server_is_granted_to_its_agent_and_has_a_manifest_of_its_own() {
+    let text = r#"
+[agent]
+name = "analyst"
+entry = ["python3", "main.py"]
+env = { LEVEL = "1" }
+
+[[grant]]
+host = "api.example.org"
+
+[mcp.files]
+command = ["python3", "-m", "files", "/state"]
+env = { ROOT = "/state" }
+trust = "untrusted"
+
+[mcp.files.allow]
+tools = ["read_*"]
+
+[mcp.files.limits]
+memory = "128MiB"
+
+[[mcp.files.grant]]
+host = "backend.example.org"
+credential = "backend"
+
+[mcp.files.credential.backend]
+from = "env:BACKEND"
+header = "Authorization: Bearer {}"
+"#;
+    let manifest = Manifest::parse(text, &|_| Err(String::new())).unwrap();
+    let [other, grant] = &manifest.grants[..] else { panic!("{:?}", manifest.grants) };
+    assert_eq!(other.host.to_string(), "api.example.org");
+    assert_eq!(grant.host.to_string(), "files.mcp.ringfence.internal");
+    assert_eq!((grant.trust, grant.connect_to), (Trust::Untrusted, None));
+    assert_eq!(grant.rpc.as_ref().unwrap().tools, Some(vec!["read_*".to_owned()]));
+    assert!(manifest.credentials.is_empty(), "what the server may use is not the agent's");
+
+    let server = manifest.of_server("files").unwrap();
+    assert_eq!((server.name.as_str(), server.kind), ("analyst-mcp-files", Kind::Mcp));
+    assert_eq!(server.server_of, Some(ServerOf { agent: manifest.name.clone(), server: "files".into() }));
+    assert_eq!(server.grants[0].host.to_string(), "backend.example.org");
+    assert_eq!(server.env.keys().collect::<Vec<_>>(), ["ROOT"]);
+    assert_eq!(server.limits.memory, Bytes::mib(128));
+    assert!(server.credentials.contains_key("backend") && server.servers.is_empty());
+    assert!(manifest.of_server("other").is_none());
+
+    let address = "127.0.0.1:4711".parse().unwrap();
+    let led = manifest.with_doors(&[Door { server: "files".into(), address, ca_pem: "PEM".into() }]);
+    assert_eq!((led.grants[1].connect_to, led.grants[1].credential.as_deref()), (Some(address), Some("mcp.files")));
+    assert_eq!(led.grants[0], manifest.grants[0]);
+    assert_eq!(led.credentials["mcp.files"].place.word(), "header");
+    assert_eq!(Server::variable("my-files"), "MCP_MY_FILES_URL");
+    assert_eq!(Server::url("files"), "https://files.mcp.ringfence.internal/mcp");
+}
+
+#[test]
+fn servers_that_are_not_right_are_refused() {
+    let refused = |more: &str| {
+        let text = format!("[agent]\nname = \"a\"\nentry = [\"x\"]\n{more}");
+        Manifest::parse(&text, &|_| Err(String::new())).unwrap_err().to_string()
+    };
+    let long = "x".repeat(40);
+    for (more, said) in [
+        ("[mcp.files]\n", "[mcp.files] command is not usable: it is missing"),
+        ("[mcp.Files]\ncommand = [\"x\"]\n", "not a name that a host can have"),
+        ("[mcp.\"a.b\"]\ncommand = [\"x\"]\n", "not a name that a host can have"),
+        (&format!("[mcp.{long}]\ncommand = [\"x\"]\n"), "too long"),
+        ("[mcp.f]\ncommand = [\"x\"]\nenv = { \"A B\" = \"\" }\n", "[mcp.f] env `A B`"),
+        ("[mcp.f]\ncommand = [\"x\"]\n[[mcp.f.grant]]\nhost = \"h.example\"\ncredential = \"c\"\n", "[mcp.f] grant 1"),
+        ("[mcp.f]\ncommand = [\"x\"]\n[mcp.f.limits]\npids = 1\n", "[mcp.f] [limits] pids"),
+        ("[mcp.f]\ncommand = [\"x\"]\n[mcp.f.allow.pins]\nt = \"no\"\n", "[mcp.f] mcp pins `t`"),
+        ("[[grant]]\nhost = \"f.mcp.ringfence.internal\"\n", "Ringfence's own"),
+        ("[[grant]]\nhost = \"*.ringfence.internal\"\n", "Ringfence's own"),
+        ("[mcp.f]\ncommands = [\"x\"]\n", "unknown manifest key `commands`"),
+    ] {
+        let error = refused(more);
+        assert!(error.contains(said), "{more}: {error}");
+    }
+    let text = "[agent]\nname = \"a\"\nkind = \"mcp\"\nentry = [\"x\"]\n";
+    let error = Manifest::parse(text, &|_| Err(String::new())).unwrap_err().to_string();
+    assert!(error.contains("nobody could reach it"), "{error}");
+    let served = Manifest::parse(&format!("{text}[ingress]\nport = 8000\n"), &|_| Err(String::new())).unwrap();
+    assert_eq!((served.kind, served.health.path.as_str()), (Kind::Mcp, "/health"));
+}

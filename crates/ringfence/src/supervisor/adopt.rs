@@ -72,6 +72,7 @@ impl Supervisor {
         self.runtime.spawn(async move {
             wait_for_end(shim_pid).await;
             tokio::task::block_in_place(|| me.over(&agent, &id, None));
+            me.end_orphans().await;
         });
     }
 

@@ -144,19 +144,21 @@ impl Db {
     /// [`DbError::Sqlite`].
     pub fn put(&self, agent: &Agent) -> Result<(), DbError> {
         let manifest = serde_json::to_string(&agent.manifest).map_err(|_| DbError::Row(agent.name.to_string()))?;
-        self.0.prepare_cached("INSERT OR REPLACE INTO agent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
-            params![
-                agent.name.as_str(),
-                agent.slot,
-                agent.folder.to_string_lossy(),
-                manifest,
-                agent.image,
-                agent.state.word(),
-                agent.reason,
-                agent.sandbox.as_ref().map(SandboxId::as_str),
-                agent.since.map(|t| t.to_string()),
-            ],
-        )?;
+        // Not `OR REPLACE`, which would drop whoever has the same uid range.
+        const PUT: &str =
+            "INSERT INTO agent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (name) DO UPDATE SET
+            slot = ?2, folder = ?3, manifest = ?4, image = ?5, state = ?6, reason = ?7, sandbox = ?8, since = ?9";
+        self.0.prepare_cached(PUT)?.execute(params![
+            agent.name.as_str(),
+            agent.slot,
+            agent.folder.to_string_lossy(),
+            manifest,
+            agent.image,
+            agent.state.word(),
+            agent.reason,
+            agent.sandbox.as_ref().map(SandboxId::as_str),
+            agent.since.map(|t| t.to_string()),
+        ])?;
         Ok(())
     }
 
@@ -279,6 +281,9 @@ mod tests {
         assert_eq!((found.state, found.sandbox, found.manifest), (State::Running, agent.sandbox.clone(), manifest()));
         assert_eq!(db.free_slot(&[], 2).unwrap(), 1);
         assert!(matches!(db.free_slot(&[1], 2), Err(DbError::Full)));
+        let other = Agent { name: "b".parse().unwrap(), ..agent.clone() };
+        assert!(db.put(&other).is_err(), "two agents never share a uid range");
+        assert_eq!(db.agents().unwrap().len(), 1);
         db.remove(&agent.name).unwrap();
         assert!(db.agents().unwrap().is_empty());
         db.put_fact("size", "7").unwrap();

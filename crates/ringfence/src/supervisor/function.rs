@@ -28,13 +28,13 @@ const PAGE_BYTES: u64 = 1 << 20;
 
 /// Where and how an agent is reached.
 #[derive(Clone)]
-pub struct Door {
+pub struct Entrance {
     address: SocketAddr,
     connector: TlsConnector,
     token: SecretText,
 }
 
-impl Door {
+impl Entrance {
     /// The door at `address`, under the host's authority.
     pub fn new(address: SocketAddr, authority_pem: &str, token: &SecretText) -> Option<Self> {
         let mut roots = rustls::RootCertStore::empty();
@@ -67,9 +67,14 @@ impl Door {
 
     /// GETs a path; gives status, content type and the page.
     async fn get(&self, path: &str) -> std::io::Result<(u16, String, String)> {
+        self.ask(&format!("GET {path}"), "Accept: text/html,*/*\r\n", "").await
+    }
+
+    /// Asks for something; gives status, content type and the page.
+    async fn ask(&self, line: &str, headers: &str, body: &str) -> std::io::Result<(u16, String, String)> {
         let mut stream = self.connect().await?;
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nX-Ringfence-Token: {}\r\nUser-Agent: ringfence-probe\r\nAccept: text/html,*/*\r\nConnection: close\r\n\r\n",
+            "{line} HTTP/1.1\r\nHost: {}\r\nX-Ringfence-Token: {}\r\nUser-Agent: ringfence-probe\r\nConnection: close\r\n{headers}\r\n{body}",
             self.address,
             self.token.reveal()
         );
@@ -131,6 +136,10 @@ impl Door {
                 Ok(result) => result,
                 Err(_) => Err(format!("the page was not drawn in {} seconds", left.as_secs())),
             },
+            Kind::Mcp => match tokio::time::timeout(left, self.initialize()).await {
+                Ok(result) => result,
+                Err(_) => Err(format!("`initialize` was not answered in {} seconds", left.as_secs())),
+            },
             _ => match tokio::time::timeout(left, self.get("/")).await {
                 Ok(Ok((status, _, _))) if status >= 500 => Err(format!("GET / answered {status}")),
                 Ok(Ok((status, content, body))) => {
@@ -141,6 +150,34 @@ impl Door {
             },
         };
         view(name, result)
+    }
+
+    /// Begins a session with an MCP server, which starts its program.
+    async fn initialize(&self) -> Result<String, String> {
+        let body = serde_json::json!({
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "initialize",
+            "params": {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {},
+                "clientInfo": { "name": "ringfence-probe", "version": env!("CARGO_PKG_VERSION") },
+            },
+        })
+        .to_string();
+        let headers =
+            format!("Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {}\r\n", body.len());
+        let (status, _, answer) =
+            self.ask("POST /mcp", &headers, &body).await.map_err(|e| format!("`initialize`: {e}"))?;
+        let json = answer.find('{').and_then(|at| answer.get(at..)).unwrap_or_default();
+        let mut values = serde_json::Deserializer::from_str(json).into_iter::<serde_json::Value>();
+        let answer = values.next().and_then(Result::ok).unwrap_or_default();
+        let text = |at: &str| answer.pointer(at).and_then(serde_json::Value::as_str);
+        match (text("/result/serverInfo/name"), text("/error/message")) {
+            (Some(name), _) => Ok(format!("`initialize` was answered by {name:?}")),
+            (None, Some(why)) => Err(format!("`initialize` was answered with {why:?}")),
+            _ => Err(format!("`initialize` was answered {status}, and not with what a server is")),
+        }
     }
 
     /// Opens the page as a browser does, lets the script run once, and looks for exceptions among what it drew.

@@ -9,6 +9,7 @@ mod pipeline;
 mod read;
 mod recorder;
 mod runner;
+mod servers;
 mod start;
 mod up;
 
@@ -110,6 +111,7 @@ pub fn serve(paths: Paths, options: Options) -> Result<(), Report> {
     };
     runtime.block_on(async {
         supervisor.adopt_all();
+        supervisor.end_orphans().await;
         if !options.on_demand {
             tracing_line(&format!("listening at `{}`", supervisor.paths.socket().display()));
         }
@@ -438,13 +440,17 @@ impl Control for Supervisor {
         self.record_operator(caller, "stop", about(&request.agent), "begun")?;
         self.set_state(&request.agent, State::Stopped, None)?;
         self.end(&agent, Duration::from_secs(request.grace_s.min(600))).await?;
+        self.end_servers(&agent.manifest).await?;
         Ok(self.view(&self.agent(&request.agent)?))
     }
 
     async fn freeze(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
         self.awake(&request.agent, "frozen already")?;
         self.record_operator(caller, "freeze", about(&request.agent), "begun")?;
-        tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Freeze))?;
+        tokio::task::block_in_place(|| {
+            self.ask(&request.agent, &Request::Freeze)?;
+            self.ask_servers(&request.agent, &Request::Freeze, State::Frozen)
+        })?;
         let agent = self.set_state(&request.agent, State::Frozen, None)?;
         Ok(self.view(&agent))
     }
@@ -452,6 +458,7 @@ impl Control for Supervisor {
     async fn resume(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
         let (agent, _) = self.living(&request.agent)?;
         self.record_operator(caller, "resume", about(&request.agent), "begun")?;
+        tokio::task::block_in_place(|| self.ask_servers(&request.agent, &Request::Resume, State::Running))?;
         // The shim is asked even if we think that nothing is frozen: a supervisor may have died before it noted that.
         tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Resume)).map_err(|report| {
             if agent.state == State::Frozen {
@@ -475,10 +482,14 @@ impl Control for Supervisor {
         };
         for name in names {
             let _busy = self.hold(&name)?;
-            let agent = self.agent(&name)?;
+            // A server goes with its agent.
+            let found = lock(&self.db).agent(&name)?;
+            let Some(agent) = found else { continue };
             self.record_operator(caller, "down", about(&name), "begun")?;
             self.set_state(&name, State::Stopped, None)?;
             self.end(&agent, Duration::from_secs(5)).await?;
+            self.end_servers(&agent.manifest).await?;
+            self.forget_servers(&agent.manifest, true)?;
             lock(&self.db).remove(&name)?;
             lock(&self.vault).remove_below(&format!("agent/{name}/"))?;
             self.store.untag(name.as_str())?;

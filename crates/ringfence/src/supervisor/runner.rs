@@ -170,6 +170,7 @@ impl JobRunner<'_> {
             layers: job.layers.clone(),
             argv: job.argv.clone(),
             env: env.into_iter().collect(),
+            bridge: None,
             cwd: job.cwd.clone(),
             limits: Limits {
                 memory: job.memory,

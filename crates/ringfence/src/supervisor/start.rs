@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig, IngressConfig};
 use ringfence_identity::Authority;
 use ringfence_image::VerifiedImage;
-use ringfence_model::manifest::{IngressAuth, TlsMode};
+use ringfence_model::manifest::{IngressAuth, Kind, Server, TlsMode};
 use ringfence_model::{Fault, Manifest, Report, SandboxId, SecretText};
 use ringfence_sandbox::launch::{self, Launched};
 use ringfence_sandbox::spec::{Fence, SandboxSpec, StateVolume, fds};
@@ -159,6 +159,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -
     let home = plan.paths.agent(&manifest.name);
     let mut env = plan.image.env();
     env.extend(trust_env());
+    env.extend(manifest.servers.keys().map(|name| (Server::variable(name), Server::url(name))));
     env.extend(manifest.env.clone());
     for (name, credential) in &manifest.credentials {
         if let (Some(variable), Some(stand_in)) = (&credential.env, stand_ins.get(name)) {
@@ -174,6 +175,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -
         layers: plan.image.layers().to_vec(),
         argv: manifest.entry.clone(),
         env: env.into_iter().collect(),
+        bridge: manifest.ingress.as_ref().filter(|_| manifest.kind == Kind::Mcp).map(|ingress| ingress.port),
         cwd: PathBuf::from(plan.image.working_dir()),
         limits: manifest.limits,
         mounts: Vec::new(),
@@ -238,7 +240,9 @@ fn gate_config(
         Some(wanted) => {
             let now = jiff::Timestamp::now().as_second();
             let host = wanted.publish.ip();
-            let issued = plan.authority.issue(&["localhost"], &[host], now)?;
+            let own = manifest.server_of.as_ref().map(|of| Server::host(&of.server));
+            let names: Vec<&str> = std::iter::once("localhost").chain(own.as_deref()).collect();
+            let issued = plan.authority.issue(&names, &[host], now)?;
             let origin = format!("https://{}", wanted.publish);
             url = Some(match wanted.auth {
                 IngressAuth::None => format!("{origin}/"),

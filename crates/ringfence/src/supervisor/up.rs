@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use ringfence_fleet::api::{AgentView, ProbeView, StartRequest, State, UpEvent, U
 use ringfence_fleet::{Caller, Sink};
 use ringfence_gate::config::NewPolicy;
 use ringfence_image::VerifiedImage;
-use ringfence_model::manifest::{Grant, SecretSource, TlsMode};
+use ringfence_model::manifest::{Door, Grant, SecretSource, TlsMode};
 use ringfence_model::work::{Progress, Step, cancelled};
 use ringfence_model::{Digest, Fault, Manifest, Report, SecretText};
 use ringfence_sandbox::control::{self, Shim};
@@ -22,8 +22,9 @@ use ringfence_sandbox::probe::{CANARY, Targets};
 use ringfence_sandbox::spec::SLOTS;
 
 use super::db::Agent;
-use super::function::{Door, view};
+use super::function::{Entrance, view};
 use super::pipeline::{self, Prepared};
+use super::servers::Start;
 use super::start::{self, Plan};
 use super::{Supervisor, lock, step};
 use crate::paths::{HostPolicy, Paths};
@@ -66,12 +67,53 @@ impl Took {
     }
 }
 
+/// What an agent is started with, beside its manifest.
+pub(super) struct With {
+    /// Secrets by credential.
+    pub(super) secrets: BTreeMap<String, SecretText>,
+    /// Where its MCP servers are.
+    pub(super) doors: Vec<Door>,
+    /// What the operator says for all agents of the host.
+    pub(super) host: HostPolicy,
+    /// The ingress socket, if there is an ingress.
+    pub(super) ingress: Option<OwnedFd>,
+}
+
+/// A policy that is to be put in force.
+struct Change {
+    agent: Agent,
+    shim: Shim,
+    policy: NewPolicy,
+}
+
 impl Supervisor {
     /// Puts the policy of a manifest in force for the agent that runs.
     pub(super) fn put_in_force(&self, caller: Caller, request: &UpRequest) -> Result<AgentView, Report> {
         let manifest = understand(request)?;
         let _busy = self.hold(&manifest.name)?;
+        let host = Paths::read_host_policy()?;
+        let mut changes = vec![self.change(request, manifest.clone(), &host)?];
+        for own in manifest.servers.keys().filter_map(|server| manifest.of_server(server)) {
+            changes.push(self.change(request, own, &host)?);
+        }
+        self.record_operator(caller, "policy.apply", super::about(&manifest.name), "begun")?;
+        let done = changes.iter().try_for_each(|change| hand_over(&change.shim, &change.policy));
+        let result = done.as_ref().err().map_or("ok", |report| report.code.as_str());
+        self.record_operator(caller, "policy.apply", super::about(&manifest.name), result)?;
+        done?;
+        for change in &changes {
+            lock(&self.db).put(&change.agent)?;
+        }
+        Ok(self.view(&self.agent(&manifest.name)?))
+    }
+
+    /// What puts the policy of `manifest` in force for an agent that runs, if nothing else changed.
+    fn change(&self, request: &UpRequest, mut manifest: Manifest, host: &HostPolicy) -> Result<Change, Report> {
         let (mut agent, shim) = self.living(&manifest.name)?;
+        if manifest.server_of.is_some() {
+            // Its door is where it was found free.
+            manifest.ingress.clone_from(&agent.manifest.ingress);
+        }
         if let Some(key) = beyond_policy(&agent.manifest, &manifest) {
             return Err(Report::new(
                 "policy.apply",
@@ -80,24 +122,18 @@ impl Supervisor {
             )
             .hint(format!("put it back, or start anew with `ringfence up {} --replace`", request.folder.display())));
         }
-        let host = Paths::read_host_policy()?;
+        let host = host.clone();
         let policy = NewPolicy {
             agent: manifest.name.clone(),
-            grants: manifest.grants.clone(),
+            grants: manifest.with_doors(&self.doors(&manifest)?).grants,
             guardrails: host.guardrails,
             budget: manifest.budget.clone(),
             host_budget: host.budget,
             prices: host.prices,
             system_pem: Some(ringfence_gate::tls::system_pem()),
         };
-        self.record_operator(caller, "policy.apply", super::about(&manifest.name), "begun")?;
-        let done = hand_over(&shim, &policy);
-        let result = done.as_ref().err().map_or("ok", |report| report.code.as_str());
-        self.record_operator(caller, "policy.apply", super::about(&manifest.name), result)?;
-        done?;
         agent.manifest = manifest;
-        lock(&self.db).put(&agent)?;
-        Ok(self.view(&agent))
+        Ok(Change { agent, shim, policy })
     }
 
     pub(super) async fn bring_up(&self, caller: Caller, request: UpRequest, sink: Sink<UpEvent>) -> Result<(), Report> {
@@ -106,6 +142,14 @@ impl Supervisor {
         let _busy = self.hold(&manifest.name)?;
         self.record_operator(caller, "up", super::about(&manifest.name), "begun")?;
         let before = lock(&self.db).agent(&manifest.name)?;
+        if let Some(of) = before.as_ref().and_then(|before| before.manifest.server_of.as_ref()) {
+            let report = Report::new(
+                "agent.exists",
+                Fault::Caller,
+                format!("`{}` is the MCP server `{}` of `{}`", manifest.name, of.server, of.agent),
+            );
+            return Err(report.hint("pick another `name` in the manifest"));
+        }
         let living =
             before.as_ref().is_some_and(|a| matches!(a.state, State::Running | State::Frozen | State::Starting));
         if living && !request.replace {
@@ -127,8 +171,12 @@ impl Supervisor {
         let telling = self.telling(&sink);
         let mut took = Took::default();
         let prepared = self.prepare(&request, &manifest, &telling, &mut took).await?;
-        if living && let Some(before) = &before {
-            self.end(before, Duration::from_secs(5)).await?;
+        if let Some(before) = &before {
+            if living {
+                self.end(before, Duration::from_secs(5)).await?;
+            }
+            self.end_servers(&before.manifest).await?;
+            self.forget_servers(&manifest, false)?;
         }
         let ingress = match (&manifest.ingress, ingress) {
             (Some(wanted), None) => Some(start::listen(wanted.publish)?),
@@ -154,8 +202,18 @@ impl Supervisor {
         };
         let home = self.paths.agent(&agent.name);
         let had_home = home.exists();
-        let result = self.start_and_validate(agent.clone(), secrets, host, ingress, &telling, &mut took).await;
+        let servers = Start {
+            caller,
+            folder: &request.folder,
+            image: &agent.image,
+            slot: agent.slot,
+            given: &request.secrets,
+            host: &host,
+            telling: &telling,
+        };
+        let result = self.start_with_servers(agent.clone(), secrets, ingress, &servers, &mut took).await;
         if result.is_err() && before.is_none() {
+            self.forget_servers(&agent.manifest, true)?;
             // A first start that failed leaves no agent behind; its image stays, so that the next try is quick.
             lock(&self.db).remove(&agent.name)?;
             lock(&self.vault).remove_below(&format!("agent/{}/", agent.name))?;
@@ -210,7 +268,12 @@ impl Supervisor {
         agent.state = State::Starting;
         agent.reason = None;
         agent.since = Some(Timestamp::now());
-        let report = self.start_and_validate(agent, secrets, host, ingress, &telling, &mut took).await?;
+        let (folder, image) = (agent.folder.clone(), agent.image.clone());
+        let given = BTreeMap::new();
+        let slot = agent.slot;
+        let start =
+            Start { caller, folder: &folder, image: &image, slot, given: &given, host: &host, telling: &telling };
+        let report = self.start_with_servers(agent, secrets, ingress, &start, &mut took).await?;
         sink.send(&UpEvent::Up(Box::new(report))).await;
         Ok(())
     }
@@ -226,7 +289,7 @@ impl Supervisor {
     }
 
     /// Secrets from the caller, or from the vault where the caller had none.
-    fn gather(
+    pub(super) fn gather(
         &self,
         manifest: &Manifest,
         given: &BTreeMap<String, SecretText>,
@@ -291,12 +354,10 @@ impl Supervisor {
         Ok(prepared)
     }
 
-    async fn start_and_validate(
+    pub(super) async fn start_and_validate(
         &self,
         mut agent: Agent,
-        secrets: BTreeMap<String, SecretText>,
-        host: HostPolicy,
-        ingress: Option<std::os::fd::OwnedFd>,
+        with: With,
         telling: &Arc<Telling>,
         took: &mut Took,
     ) -> Result<UpReport, Report> {
@@ -322,13 +383,13 @@ impl Supervisor {
                 paths: &self.paths,
                 program: &self.program,
                 authority: &self.authority,
-                manifest: &agent.manifest,
+                manifest: &agent.manifest.with_doors(&with.doors),
                 image: &image,
                 slot: agent.slot,
-                secrets: &secrets,
+                secrets: &with.secrets,
                 token: &token,
-                host,
-                ingress,
+                host: with.host,
+                ingress: with.ingress,
             };
             let started = start::start(plan, id.clone())?;
             took.note("start", began);
@@ -377,7 +438,7 @@ impl Supervisor {
         Ok(self.store.verify_telling(&digest, progress)?)
     }
 
-    fn token(&self, agent: &Agent) -> Result<SecretText, Report> {
+    pub(super) fn token(&self, agent: &Agent) -> Result<SecretText, Report> {
         let name = format!("agent/{}/.ingress-token", agent.name);
         let mut vault = lock(&self.vault);
         if let Some(token) = vault.get(&name)? {
@@ -421,7 +482,7 @@ impl Supervisor {
         let until = began + agent.manifest.health.start_timeout;
         match &agent.manifest.ingress {
             Some(ingress) => {
-                let door = Door::new(ingress.publish, self.authority.pem(), token).ok_or_else(|| {
+                let door = Entrance::new(ingress.publish, self.authority.pem(), token).ok_or_else(|| {
                     Report::new("identity.certificate", Fault::Us, "the host's authority cannot be used")
                 })?;
                 let health = door.wait_healthy(&agent.manifest.health.path, until, &gone).await;
@@ -550,6 +611,7 @@ fn beyond_policy(before: &Manifest, after: &Manifest) -> Option<&'static str> {
         (*credentials != after.credentials, "[credential]"),
         (before.ingress != after.ingress, "[ingress]"),
         (before.danger != after.danger, "[danger]"),
+        (!before.servers.keys().eq(after.servers.keys()), "[mcp]"),
     ];
     // The agent trusts the host's own authorities only if a grant was closed when it started.
     let closed = |grants: &[Grant]| grants.iter().any(|grant| grant.tls == TlsMode::Passthrough);

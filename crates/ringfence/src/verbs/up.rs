@@ -97,11 +97,15 @@ pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Repo
     }
     let path = manifest.map_or_else(|| folder.join(FILE_NAME), PathBuf::from);
     let (manifest, written) = self::manifest(&path, manifest.is_none().then_some(&*folder))?;
+    let own = manifest.credentials.iter().map(|(name, credential)| (name.clone(), credential));
+    let servers = manifest.servers.iter().flat_map(|(server, of)| {
+        of.credentials.iter().map(move |(name, credential)| (UpRequest::secret_of(server, name), credential))
+    });
     let mut secrets = BTreeMap::new();
-    for (name, credential) in &manifest.credentials {
-        match ringfence_secrets::fetch(name, &credential.from, &folder, &|variable| std::env::var(variable).ok()) {
+    for (name, credential) in own.chain(servers) {
+        match ringfence_secrets::fetch(&name, &credential.from, &folder, &|variable| std::env::var(variable).ok()) {
             Ok(Some(secret)) => {
-                secrets.insert(name.clone(), secret);
+                secrets.insert(name, secret);
             }
             // The supervisor may hold it from an earlier start; if not, it says what is absent.
             Ok(None) => {}

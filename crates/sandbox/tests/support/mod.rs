@@ -99,6 +99,7 @@ pub fn spec() -> (SandboxSpec, tempfile::TempDir) {
         layers: vec!["/".into()],
         argv: vec!["sleep".into(), "600".into()],
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        bridge: None,
         cwd: "/tmp".into(),
         limits: Limits {
             memory: Bytes::mib(64),

@@ -170,6 +170,9 @@ pub struct CallIntent {
     /// `untrusted` where what comes back taints the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<String>,
+    /// The call that failed, where the gate makes this one in its stead: another try, or another provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<CallId>,
 }
 
 /// How a call ended.
@@ -319,6 +322,7 @@ mod tests {
                 rules: vec![],
                 credential: None,
                 trust: None,
+                after: None,
             }),
         };
         let json = serde_json::to_string(&entry).unwrap();

@@ -274,6 +274,7 @@ where
         model: None,
         llm: None,
         rpc: Vec::new(),
+        after: None,
     };
     let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
         Ok(account) => account,

@@ -493,6 +493,13 @@ impl Account {
         }
     }
 
+    /// No model ran: the call was made, and its bytes went by, and that is all.
+    pub fn ran_no_model(&self) {
+        if let Some(taken) = self.taken().as_mut() {
+            taken.correct(Amounts::CALL);
+        }
+    }
+
     /// Nothing was sent.
     pub fn give_back(&self) {
         if let Some(mut taken) = self.taken().take() {

@@ -22,6 +22,7 @@ use crate::body::{Count, DownBody};
 use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
 use crate::dial::NoAddress;
 use crate::echo::EchoGuard;
+use crate::failover::Chances;
 use crate::inject::{Credential, Head, Target};
 use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
 use crate::misdirect::{MAX_SEARCHED_BYTES, Search};
@@ -52,6 +53,8 @@ enum Refused {
     Rpc(Box<Subject>, Denial, Vec<u8>),
     /// Nothing is left to spend.
     Spent(Box<Subject>, Spent),
+    /// It was allowed and not answered, and something is left to try.
+    Again,
     /// It was allowed, and could not be recorded.
     Unrecorded(RecordError),
 }
@@ -60,7 +63,26 @@ enum Refused {
 pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBody> {
     let mut form = Form::of(request.headers());
     let recorder = &line.gate.recorder;
-    match serve(line, request, &mut form).await {
+    let (parts, body) = request.into_parts();
+    let body = Content::Stream(Upload::new(&parts.headers, body));
+    let mut chances = Chances::default();
+    let mut result = serve(line, parts, body, &mut form, &mut chances).await;
+    loop {
+        match result {
+            Err(Refused::Again) => {}
+            // The policy knows nothing of whose stead a call is made in.
+            Err(Refused::Denied(subject, denial)) if chances.are_used() => {
+                recorder.deny(*subject, &denial).await;
+            }
+            other => break result = other,
+        }
+        let Some(again) = chances.next(line).await else {
+            return Told::Failed("no provider could answer").answer(form, chances.after.as_ref());
+        };
+        let line = again.line.as_ref().unwrap_or(line);
+        result = serve(line, again.parts, Content::Whole(again.bytes), &mut form, &mut chances).await;
+    }
+    match result {
         Ok(response) => response,
         Err(Refused::Denied(subject, denial)) => {
             let model = subject.model.clone().filter(|_| denial.code == "model_not_granted");
@@ -76,6 +98,7 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
             refuse::rpc(&answers, &id)
         }
         Err(Refused::Failed(id, message)) => Told::Failed(message).answer(form, Some(&id)),
+        Err(Refused::Again) => Told::Failed("no provider could answer").answer(form, chances.after.as_ref()),
         Err(Refused::Unrecorded(error)) => {
             tracing::error!(%error, "a call was refused because it could not be recorded");
             Told::Denied.answer(form, None)
@@ -83,13 +106,18 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
     }
 }
 
-async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Result<Response<DownBody>, Refused> {
+async fn serve(
+    line: &Line,
+    mut parts: Parts,
+    body: Content,
+    form: &mut Form,
+    chances: &mut Chances,
+) -> Result<Response<DownBody>, Refused> {
     let gate = &line.gate.latest();
-    let (mut parts, body) = request.into_parts();
     let bridge = Bridge::of(&mut parts);
-    let body = Upload::new(&parts.headers, body);
     let websocket = bridge.is_some() || is_websocket(&parts);
     let mut subject = subject(line, &parts, websocket);
+    subject.after.clone_from(&chances.after);
     let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
 
     // identify
@@ -103,7 +131,7 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket);
     let known = gate.decisions.known(&question).filter(|_| route.is_none());
     let (permit, looked) = match known {
-        Some(permit) => (permit, Looked::nothing(body)),
+        Some(permit) => (permit, Looked { content: body, model: None, asked: None }),
         None => {
             let decided = decide_content(gate, &parts, question, route.as_ref(), body, &mut subject, form).await;
             decided.map_err(|denial| denied(&subject, denial))?
@@ -123,10 +151,19 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         (content, tool) = hear(gate, peer, &parts, websocket, content, &mut subject).await?;
     }
 
+    let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
+    let credential = match permit.credential().map(|name| gate.credentials.get(name)) {
+        Some(None) => return Err(denied(&subject, Denial::new("no_lease", "its credential is not leased"))),
+        credential => credential.flatten(),
+    };
+    if let (Some(_), Content::Whole(bytes), false) = (&asked, &content, websocket) {
+        let path = permit.path().unwrap_or_default();
+        chances.keep(&parts, path, bytes, &rules, credential).map_err(|denial| denied(&subject, denial))?;
+    }
+
     // take what it may cost
     let user = gate.ledger.user_header().and_then(|name| parts.headers.remove(name));
     let behalf = Behalf { user: user.as_ref().and_then(|user| user.to_str().ok()), tool: tool.as_deref() };
-    let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
     let plan = match &asked {
         None => Plan::PLAIN,
         Some(asked) => llm::plan(&gate.ledger, behalf, asked, &rules).map_err(|denial| denied(&subject, denial))?,
@@ -134,10 +171,6 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
     let (content, usage) = bind(content, asked.as_ref(), &plan, &rules).map_err(|denial| denied(&subject, denial))?;
 
     // inspect: what is wrong with it is found before any of it leaves, as far as it is there
-    let credential = match permit.credential().map(|name| gate.credentials.get(name)) {
-        Some(None) => return Err(denied(&subject, Denial::new("no_lease", "its credential is not leased"))),
-        credential => credential.flatten(),
-    };
     let agent_side = parts.extensions.remove::<OnUpgrade>();
     let spoken = asked.as_ref().filter(|asked| websocket && asked.request.shape.is_websocket());
     let realtime = route.zip(spoken).map(|(route, asked)| talk((gate, line), &permit, route, asked, (&subject, &plan)));
@@ -173,10 +206,14 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
         Refused::Failed(call.id().clone(), message)
     };
     const UNREACHABLE: &str = "the upstream could not be reached";
-    let way = way.map_err(|why| {
-        give_back();
-        failed(why, UNREACHABLE)
-    })?;
+    let way = match way {
+        Ok(way) => way,
+        Err(why) => {
+            give_back();
+            let refused = failed(why, UNREACHABLE);
+            return Err(if chances.are_left(call.id(), None) { Refused::Again } else { refused });
+        }
+    };
 
     // inject
     let injected = inject(line, prepared, &method, websocket, credential, (&call, account.as_ref())).await;
@@ -187,13 +224,24 @@ async fn serve(line: &Line, request: Request<Incoming>, form: &mut Form) -> Resu
 
     // relay
     let sent = relay::send(gate, &permit, way, &line.host, line.port, outgoing, &call).await;
-    let (response, checkin) = sent.map_err(|why| {
-        if ["connect_failed", "dns_failed", "tls_", "upstream_proxy_"].iter().any(|early| why.starts_with(early)) {
-            give_back();
+    let (response, checkin) = match sent {
+        Ok(sent) => sent,
+        Err(why) => {
+            let never_left = ["connect_failed", "dns_failed", "tls_", "upstream_proxy_"];
+            if never_left.iter().any(|early| why.starts_with(early)) {
+                give_back();
+            }
+            let refused = failed(why, UNREACHABLE);
+            return Err(if chances.are_left(call.id(), None) { Refused::Again } else { refused });
         }
-        failed(why, UNREACHABLE)
-    })?;
+    };
     call.status(response.status().as_u16());
+    if response.status().as_u16() >= 400 && asked.is_some() {
+        account.iter().for_each(|account| account.ran_no_model());
+    }
+    if chances.are_left(call.id(), Some((response.status(), response.headers()))) {
+        return Err(Refused::Again);
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (later, host, port, scheme) = (Arc::clone(gate), line.host.clone(), line.port, line.scheme);
         let (path, method) = (permit.path().unwrap_or_default().to_owned(), method.clone());
@@ -240,14 +288,15 @@ async fn decide_content(
     parts: &Parts,
     question: HttpRequest<'_>,
     route: Option<&Route>,
-    body: Upload,
+    body: Content,
     subject: &mut Subject,
     form: &mut Form,
 ) -> Result<(Arc<Permit>, Looked), Denial> {
     let by_policy = gate.policy.needs_content(&question);
     let by_budget = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
     if route.is_none() && !by_policy {
-        return Ok((gate.decisions.decide(&gate.policy, question)?, Looked::nothing(body)));
+        let looked = Looked { content: body, model: None, asked: None };
+        return Ok((gate.decisions.decide(&gate.policy, question)?, looked));
     }
     if !by_policy {
         // What would be denied anyway is not read.
@@ -351,6 +400,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         model: None,
         llm: None,
         rpc: Vec::new(),
+        after: None,
     }
 }
 

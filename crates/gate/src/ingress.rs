@@ -178,6 +178,7 @@ impl<S: Sockets> Ingress<S> {
             model: None,
             llm: None,
             rpc: Vec::new(),
+            after: None,
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));

@@ -87,14 +87,6 @@ pub struct Looked<B = Upload> {
     pub asked: Option<Asked>,
 }
 
-impl<B> Looked<B> {
-    /// Nothing was read.
-    #[must_use]
-    pub const fn nothing(body: B) -> Self {
-        Self { content: Content::Stream(body), model: None, asked: None }
-    }
-}
-
 /// Who asks what a body says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -120,7 +112,12 @@ pub fn route(method: &str, path: &str, query: Option<&str>) -> Result<Option<Rou
 ///
 /// # Errors
 /// A denial: `body_too_large`, `body_encoded`, `body_unreadable`, `body_broken`, or a code of the reader's.
-pub async fn look<B>(headers: &HeaderMap, route: Option<&Route>, body: B, wanted: Wanted) -> Result<Looked<B>, Denial>
+pub async fn look<B>(
+    headers: &HeaderMap,
+    route: Option<&Route>,
+    content: Content<B>,
+    wanted: Wanted,
+) -> Result<Looked<B>, Denial>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -128,16 +125,20 @@ where
     let strict = wanted.by_policy || wanted.by_budget && route.is_some();
     let nothing = |content| Looked { content, model: None, asked: None };
     if !strict && route.is_none_or(|route| !route.certain || !route.shape.runs_model()) {
-        return Ok(nothing(Content::Stream(body)));
+        return Ok(nothing(content));
     }
     if headers.get_all(CONTENT_ENCODING).iter().any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity")) {
         if strict {
             let why = "what the body says decides about the call, and the body is encoded";
             return Err(Denial::new("body_encoded", why));
         }
-        return Ok(nothing(Content::Stream(body)));
+        return Ok(nothing(content));
     }
-    let bytes = match gather(headers, body, strict).await? {
+    let gathered = match content {
+        Content::Stream(body) => gather(headers, body, strict).await?,
+        read => read,
+    };
+    let bytes = match gathered {
         Content::Whole(bytes) => bytes,
         partly => return Ok(nothing(partly)),
     };
@@ -582,7 +583,9 @@ mod tests {
 
     fn looked(path: &str, pairs: &[(&str, &str)], body: &str, wanted: Wanted) -> Result<Looked<Full<Bytes>>, Denial> {
         let route = route("POST", path, None)?;
-        look(&headers(pairs), route.as_ref(), Full::new(Bytes::from(body.to_owned())), wanted).now_or_never().unwrap()
+        look(&headers(pairs), route.as_ref(), Content::Stream(Full::new(Bytes::from(body.to_owned()))), wanted)
+            .now_or_never()
+            .unwrap()
     }
 
     fn model(pairs: &[(&str, &str)], body: &str) -> Result<Option<String>, &'static str> {

@@ -59,6 +59,8 @@ pub struct Subject {
     pub llm: Option<LlmAsked>,
     /// The messages of MCP or A2A in it.
     pub rpc: Vec<RpcSaid>,
+    /// The call that failed, if this one is made in its stead.
+    pub after: Option<CallId>,
 }
 
 impl Subject {
@@ -75,6 +77,7 @@ impl Subject {
             model: None,
             llm: None,
             rpc: Vec::new(),
+            after: None,
         }
     }
 }
@@ -240,6 +243,7 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         rules: Vec::new(),
         credential: None,
         trust: None,
+        after: subject.after,
     }
 }
 

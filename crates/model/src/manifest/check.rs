@@ -5,15 +5,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    A2aFile, Credential, CredentialFile, Danger, Dependencies, Grant, GrantFile, Health, Image, Ingress, IngressAuth,
-    IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place, RpcProtocol,
-    RpcRules, Scheme, TlsMode, Trust, credential,
+    A2aFile, Credential, CredentialFile, Danger, Dependencies, Failover, FailoverFile, Grant, GrantFile, Health, Image,
+    Ingress, IngressAuth, IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile,
+    Place, RpcProtocol, RpcRules, Scheme, TlsMode, Trust, credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
 
 /// Names of mechanisms that `[danger] without` may give up.
 pub const MECHANISMS: [&str; 3] = ["disk-quota", "landlock", "seccomp"];
+
+/// The most tries after the first.
+const MAX_RETRIES: u8 = 5;
 
 /// Why a manifest is refused.
 #[derive(Debug, thiserror::Error)]
@@ -203,6 +206,7 @@ pub(super) fn grants(
         certified(index + 1, &grant, credentials)?;
         grants.push(grant);
     }
+    lead_failovers(&mut grants)?;
     Ok(grants)
 }
 
@@ -450,8 +454,49 @@ fn llm(number: usize, file: LlmFile) -> Result<LlmRules, ManifestError> {
         })
     };
     let system_prompts = file.system_prompts.iter().map(digest).collect::<Result<_, _>>()?;
+    let retries = file.retries.unwrap_or(0);
+    if retries > MAX_RETRIES {
+        let why = "each may be waited for";
+        return Err(value(place("retries", &retries.to_string()), why, format!("use at most {MAX_RETRIES}")));
+    }
+    let failover = file.failover.into_iter().map(|file| failover(number, file)).collect::<Result<_, _>>()?;
     let LlmFile { max_tokens, tools, streaming, formats, .. } = file;
-    Ok(LlmRules { max_tokens, tools, system_prompts, streaming, formats })
+    Ok(LlmRules { max_tokens, tools, system_prompts, streaming, formats, retries, failover })
+}
+
+fn failover(number: usize, file: FailoverFile) -> Result<Failover, ManifestError> {
+    let place = |key: &str, text: &str| format!("grant {number} llm failover {key} `{text}`");
+    let host = file.host.parse();
+    let host = host.map_err(|e| value(place("host", &file.host), e, "name one host, as its own grant covers it"))?;
+    if let Some(path) = file.path.as_ref().filter(|path| !path.starts_with('/') || path.contains(['?', '#', '*'])) {
+        return Err(value(place("path", path), "not a path", "begin it with `/`, without query"));
+    }
+    // How it is spoken to is told by its own grant.
+    let (port, scheme) = (file.port.unwrap_or(0), Scheme::Https);
+    Ok(Failover { host, port, scheme, path: file.path, model: file.model })
+}
+
+/// Finds, for each provider that a grant falls back on, the grant that covers it.
+fn lead_failovers(grants: &mut [Grant]) -> Result<(), ManifestError> {
+    let known: Vec<(HostPattern, u16, Scheme)> = grants
+        .iter()
+        .filter(|grant| grant.tls == TlsMode::Inspect)
+        .map(|grant| (grant.host.clone(), grant.port, grant.scheme))
+        .collect();
+    for (index, grant) in grants.iter_mut().enumerate() {
+        for failover in &mut grant.llm.failover {
+            let covers = |(host, port, _): &&(HostPattern, u16, Scheme)| {
+                host.covers(&failover.host) && (failover.port == 0 || failover.port == *port)
+            };
+            let Some((_, port, scheme)) = known.iter().find(covers) else {
+                let place = format!("grant {} llm failover `{}`", index + 1, failover.host);
+                let hint = format!("add a `[[grant]]` with `host = \"{}\"`", failover.host);
+                return Err(value(place, "no grant covers it", hint));
+            };
+            (failover.port, failover.scheme) = (*port, *scheme);
+        }
+    }
+    Ok(())
 }
 
 fn ingress(file: IngressFile) -> Result<Ingress, ManifestError> {

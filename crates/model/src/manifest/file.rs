@@ -256,6 +256,25 @@ pub struct LlmFile {
     /// `text`, `json`, `json_schema`, `grammar`.
     #[serde(default)]
     pub formats: Vec<String>,
+    /// How often a call that failed is tried again.
+    pub retries: Option<u8>,
+    /// `[[grant.llm.failover]]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover: Vec<FailoverFile>,
+}
+
+/// `[[grant.llm.failover]]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverFile {
+    /// Host of another grant.
+    pub host: String,
+    /// Port.
+    pub port: Option<u16>,
+    /// Path there, if it is another.
+    pub path: Option<String>,
+    /// Model there, if it has another name.
+    pub model: Option<String>,
 }
 
 /// `[credential.NAME]`

@@ -21,12 +21,12 @@ pub use credential::{
     ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, SecretSource, Sigv4,
 };
 pub use file::{
-    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, GithubFile, GoogleFile, GrantFile, Id, ImageFile,
-    IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
+    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, FailoverFile, GithubFile, GoogleFile, GrantFile,
+    Id, ImageFile, IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
 };
 pub use server::{Door, Server, ServerOf};
 
-use crate::{AgentName, Bytes, Digest, HostPattern};
+use crate::{AgentName, Bytes, Digest, HostName, HostPattern};
 
 /// The name of the manifest in an agent's folder.
 pub const FILE_NAME: &str = "ringfence.toml";
@@ -228,6 +228,27 @@ pub struct LlmRules {
     pub streaming: Option<bool>,
     /// Forms that an answer may be asked in: `text`, `json`, `json_schema`, `grammar`. Empty: any.
     pub formats: Vec<String>,
+    /// How often a call is tried again that the provider did not answer, or could not.
+    #[serde(default)]
+    pub retries: u8,
+    /// Who is asked then, one after the other. Each is covered by a grant of its own.
+    #[serde(default)]
+    pub failover: Vec<Failover>,
+}
+
+/// Another provider with the same API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// Its host.
+    pub host: HostName,
+    /// Its port.
+    pub port: u16,
+    /// How it is spoken to, as its grant says.
+    pub scheme: Scheme,
+    /// The path there, if it is another.
+    pub path: Option<String>,
+    /// What it calls the model, if by another name.
+    pub model: Option<String>,
 }
 
 /// What may be said to an MCP server or to another agent.
@@ -271,7 +292,7 @@ impl LlmRules {
     /// Whether they ask for nothing that decides about a call.
     #[must_use]
     pub fn decide_nothing(&self) -> bool {
-        let Self { max_tokens: _, tools, system_prompts, streaming, formats } = self;
+        let Self { max_tokens: _, tools, system_prompts, streaming, formats, retries: _, failover: _ } = self;
         tools.is_none() && system_prompts.is_empty() && *streaming != Some(false) && formats.is_empty()
     }
 }
@@ -300,6 +321,8 @@ impl Grant {
                 system_prompts: Vec::new(),
                 streaming: None,
                 formats: Vec::new(),
+                retries: 0,
+                failover: Vec::new(),
             },
             rpc: None,
         }

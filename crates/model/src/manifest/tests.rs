@@ -330,3 +330,30 @@ fn servers_that_are_not_right_are_refused() {
     let served = Manifest::parse(&format!("{text}[ingress]\nport = 8000\n"), &|_| Err(String::new())).unwrap();
     assert_eq!((served.kind, served.health.path.as_str()), (Kind::Mcp, "/health"));
 }
+
+#[test]
+fn a_provider_to_fall_back_on_is_granted_itself() {
+    let text = |failover: &str, more: &str| {
+        format!(
+            "[agent]\nname = \"a\"\nentry = [\"x\"]\n[[grant]]\nhost = \"a.example\"\n[grant.llm]\nretries = 1\n\
+             [[grant.llm.failover]]\nhost = \"b.example\"\n{failover}\n{more}"
+        )
+    };
+    let granted = "[[grant]]\nhost = \"b.example\"\nscheme = \"http\"\nport = 8080\n";
+    let manifest = Manifest::parse(&text("model = \"m\"", granted), &|_| Err(String::new())).unwrap();
+    let [to] = &manifest.grants[0].llm.failover[..] else { panic!() };
+    assert_eq!((to.host.to_string().as_str(), to.port, to.scheme), ("b.example", 8080, Scheme::Http));
+    assert_eq!((to.model.as_deref(), &to.path), (Some("m"), &None));
+    for (failover, more, said) in [
+        ("", "", "no grant covers it"),
+        ("port = 443", granted, "no grant covers it"),
+        ("", "[[grant]]\nhost = \"b.example\"\ntls = \"passthrough\"\n", "no grant covers it"),
+        ("path = \"x\"", granted, "not a path"),
+        ("paths = 1", granted, "unknown manifest key"),
+    ] {
+        let error = Manifest::parse(&text(failover, more), &|_| Err(String::new())).unwrap_err().to_string();
+        assert!(error.contains(said), "{failover} {more}: {error}");
+    }
+    let error = Manifest::parse(&text("", granted).replace("retries = 1", "retries = 9"), &|_| Err(String::new()));
+    assert!(error.unwrap_err().to_string().contains("retries"));
+}

@@ -45,6 +45,7 @@ pub enum Outcome {
 /// What happened. `kind` in JSON names the variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
+#[expect(clippy::large_enum_variant, reason = "most entries are of the largest kind, and none is kept for long")]
 pub enum Event {
     /// A call was decided. Recorded before its first byte leaves.
     #[serde(rename = "call.intent")]
@@ -173,6 +174,9 @@ pub struct CallIntent {
     /// The call that failed, where the gate makes this one in its stead: another try, or another provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<CallId>,
+    /// The `traceparent` that it came with, if its maker keeps traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// How a call ended.
@@ -323,6 +327,7 @@ mod tests {
                 credential: None,
                 trust: None,
                 after: None,
+                trace: None,
             }),
         };
         let json = serde_json::to_string(&entry).unwrap();

@@ -6,12 +6,14 @@
 //! - [`entry`]: what one entry says
 //! - [`spool`]: how an entry is durable before the thing it describes happens
 //! - [`log`]: how entries become part of the log
+//! - [`otel`]: how a call is told to others
 //! - [`verify`]: how anybody proves it whole
 //! - [`rfc6962`], [`tiles`], [`checkpoint`]: the standards it follows
 
 pub mod checkpoint;
 pub mod entry;
 pub mod log;
+pub mod otel;
 pub mod rfc6962;
 pub mod spool;
 pub mod tiles;

@@ -275,6 +275,7 @@ where
         llm: None,
         rpc: Vec::new(),
         after: None,
+        trace: None,
     };
     let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
         Ok(account) => account,

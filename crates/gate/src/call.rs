@@ -33,7 +33,7 @@ use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
 use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, doh, identify, inject, llm, refuse, relay, rpc};
+use crate::{Gate, decide, doh, identify, inject, llm, refuse, relay, rpc, trace};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -401,6 +401,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         llm: None,
         rpc: Vec::new(),
         after: None,
+        trace: trace::of(&parts.headers),
     }
 }
 
@@ -508,6 +509,7 @@ async fn inject(
     (call, account): (&Arc<Call>, Option<&Arc<Account>>),
 ) -> Result<(Outgoing, Option<EchoGuard>), String> {
     let Prepared { mut head, content, search, payload } = prepared;
+    trace::go_on(&mut head.headers, call.id());
     let echo = match credential {
         None => None,
         Some(credential) => {

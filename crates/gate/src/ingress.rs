@@ -32,7 +32,7 @@ use crate::record::{Call, Subject};
 use crate::relay::{self, Agent, Upstream};
 use crate::tls::TlsError;
 use crate::upload::Upload;
-use crate::{Gate, MAX_CONNECTIONS, tls};
+use crate::{Gate, MAX_CONNECTIONS, tls, trace};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(75);
@@ -179,6 +179,7 @@ impl<S: Sockets> Ingress<S> {
             llm: None,
             rpc: Vec::new(),
             after: None,
+            trace: trace::of(&parts.headers),
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));
@@ -218,6 +219,7 @@ impl<S: Sockets> Ingress<S> {
             call.failed(why);
             return page(StatusCode::BAD_REQUEST, "Bad request", "The request cannot be understood.");
         }
+        trace::go_on(&mut parts.headers, call.id());
         let body = UpBody::Stream { head: None, inner: body, call: Arc::clone(&call), search: None, account: None };
         let request = Request::from_parts(parts, body);
         let sent = relay::send_inward(&self.gate.pool, permit, &self.agent, request, websocket).await;

@@ -69,6 +69,7 @@ pub mod sigv4;
 mod stream;
 pub mod tls;
 pub mod token;
+mod trace;
 pub mod upload;
 pub mod upstream_proxy;
 pub mod websocket;

@@ -61,6 +61,8 @@ pub struct Subject {
     pub rpc: Vec<RpcSaid>,
     /// The call that failed, if this one is made in its stead.
     pub after: Option<CallId>,
+    /// The trace that it belongs to, and the span that it was made in.
+    pub trace: Option<String>,
 }
 
 impl Subject {
@@ -78,6 +80,7 @@ impl Subject {
             llm: None,
             rpc: Vec::new(),
             after: None,
+            trace: None,
         }
     }
 }
@@ -244,6 +247,7 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         credential: None,
         trust: None,
         after: subject.after,
+        trace: subject.trace,
     }
 }
 

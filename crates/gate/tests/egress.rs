@@ -505,3 +505,30 @@ async fn an_aborted_call_has_an_outcome() {
     drop((response, client));
     assert_eq!(fence.log.outcome(0).await.error.as_deref(), Some("aborted"));
 }
+
+#[tokio::test]
+async fn a_trace_goes_on_through_the_gate_and_none_is_begun() {
+    let (ca, upstream) = world(ONE).await;
+    let fence = Fence::new(vec![grant(upstream.address, &ca)]);
+    let told = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (nth, traceparents) in [&[told][..], &[], &["made up"], &[told, told]].into_iter().enumerate() {
+        let mut request = get("/");
+        for traceparent in traceparents {
+            request.headers_mut().append("traceparent", traceparent.parse().unwrap());
+        }
+        request.headers_mut().insert("tracestate", "a=b".parse().unwrap());
+        assert_eq!(fence.h1().await.send_request(request).await.unwrap().status(), StatusCode::OK);
+        let intent = fence.log.intent(nth).await;
+        let sent = upstream.heads()[nth].2.clone();
+        let sent_on: Vec<_> = sent.get_all("traceparent").iter().map(|v| v.to_str().unwrap().to_owned()).collect();
+        assert_eq!(sent["tracestate"], "a=b");
+        if nth == 0 {
+            assert_eq!(intent.trace.as_deref(), Some(told));
+            let id = intent.call.as_str();
+            let child = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", &id[id.len() - 16..]);
+            assert_eq!(sent_on, [child], "what the call leads to is below it");
+        } else {
+            assert_eq!((intent.trace, sent_on), (None, traceparents.iter().map(|t| (*t).to_owned()).collect()));
+        }
+    }
+}

@@ -47,6 +47,21 @@ impl FetchError {
     }
 }
 
+/// TLS under the host's own trust anchors.
+#[must_use]
+pub fn tls() -> TlsConfig {
+    let roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
+        .certs
+        .iter()
+        .map(|der| Certificate::from_der(der.as_ref()).to_owned())
+        .collect();
+    TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(aws_lc_rs::default_provider()))
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .build()
+}
+
 /// A client that keeps its connections.
 #[derive(Clone)]
 pub struct Fetcher(ureq::Agent);
@@ -70,18 +85,8 @@ impl Fetcher {
     /// Makes a client with the host's trust anchors and proxies.
     #[must_use]
     pub fn new() -> Self {
-        let roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
-            .certs
-            .iter()
-            .map(|der| Certificate::from_der(der.as_ref()).to_owned())
-            .collect();
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(aws_lc_rs::default_provider()))
-            .root_certs(RootCerts::new_with_certs(&roots))
-            .build();
         let config = ureq::Agent::config_builder()
-            .tls_config(tls)
+            .tls_config(tls())
             .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(true)
             .max_redirects(5)

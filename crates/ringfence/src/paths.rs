@@ -106,6 +106,11 @@ impl Paths {
         env::read(env::POLICIES).map_or_else(|| "/etc/ringfence/policies".into(), PathBuf::from)
     }
 
+    /// Where the operator says who gets spans of calls.
+    pub fn telemetry() -> PathBuf {
+        Self::guardrails().join("telemetry.toml")
+    }
+
     /// Where what all agents spend together is counted.
     pub fn host_ledger(&self) -> PathBuf {
         self.state.join("budget")

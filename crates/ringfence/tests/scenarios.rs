@@ -250,3 +250,83 @@ fn a_policy_is_put_in_force_while_its_agent_runs_and_a_bad_one_is_not() {
     let log = host.ok(&["audit", "--json"]);
     assert!(log.contains("\"policy.apply\"") && log.contains("\"policy.path\""), "{log}");
 }
+
+/// A collector that takes spans, after it has not for a while.
+struct Collector {
+    address: std::net::SocketAddr,
+    taken: std::sync::Arc<std::sync::Mutex<Vec<Value>>>,
+}
+
+impl Collector {
+    fn start(refusals: usize) -> Self {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let taken = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let kept = std::sync::Arc::clone(&taken);
+        std::thread::spawn(move || {
+            for (nth, stream) in listener.incoming().enumerate() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") && stream.read_line(&mut head).unwrap() > 0 {}
+                let lower = head.to_ascii_lowercase();
+                let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+                let mut body = vec![0; length.parse().unwrap()];
+                stream.read_exact(&mut body).unwrap();
+                let status = if nth < refusals { "503 Busy" } else { "200 OK" };
+                if nth >= refusals {
+                    assert!(head.starts_with("POST /v1/traces ") && lower.contains("x-key: k1"), "{head}");
+                    kept.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+                }
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}");
+                let _ = stream.get_mut().write_all(answer.as_bytes());
+            }
+        });
+        Self { address, taken }
+    }
+
+    /// Agent, and attribute of each span.
+    fn spans(&self) -> Vec<(String, Value)> {
+        let taken = self.taken.lock().unwrap();
+        let resources = taken.iter().flat_map(|request| request["resourceSpans"].as_array().unwrap().clone());
+        resources
+            .flat_map(|resource| {
+                let agent = resource["resource"]["attributes"][0]["value"]["stringValue"].as_str().unwrap().to_owned();
+                let spans = resource["scopeSpans"][0]["spans"].as_array().unwrap().clone();
+                spans.into_iter().map(move |span| (agent.clone(), span))
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn calls_are_told_to_a_collector_that_missed_them_at_first() {
+    let host = Host::new();
+    let collector = Collector::start(1);
+    let policies = host.dir.path().join("policies");
+    fs::create_dir(&policies).unwrap();
+    let headers = policies.join("headers");
+    fs::write(&headers, "X-Key: k1\n").unwrap();
+    let settings = format!("otlp = \"http://{}\"\nheaders_file = \"{}\"\n", collector.address, headers.display());
+    fs::write(policies.join("telemetry.toml"), settings).unwrap();
+    let mut serve = host.command(&["serve"]);
+    let mut serve = serve.env("RINGFENCE_POLICIES", &policies).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the supervisor is up", || host.run(&["ps"]).status.success());
+    let up = host.small("traced");
+    assert!(host.ask(&up).unwrap().starts_with("HTTP/1.1 200"));
+    wait_until("the spans come", || collector.spans().iter().filter(|(agent, _)| agent == "traced").count() >= 3);
+    let entries = host.ok(&["audit", "traced", "--json"]);
+    let calls: Vec<String> = entries
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|entry| entry["kind"] == "call.intent" && entry["direction"] == "ingress")
+        .map(|entry| entry["call"].as_str().unwrap().to_owned())
+        .collect();
+    wait_until("every call is told", || {
+        let spans = collector.spans();
+        calls.iter().all(|call| spans.iter().any(|(_, span)| call.ends_with(span["spanId"].as_str().unwrap())))
+    });
+    host.ok(&["down", "traced"]);
+    host.ok(&["serve", "--stop"]);
+    assert!(serve.wait().unwrap().success());
+}

@@ -11,6 +11,7 @@ mod recorder;
 mod runner;
 mod servers;
 mod start;
+mod telemetry;
 mod up;
 
 use std::collections::{BTreeMap, HashSet};
@@ -110,6 +111,12 @@ pub fn serve(paths: Paths, options: Options) -> Result<(), Report> {
         listen(&supervisor.paths)?
     };
     runtime.block_on(async {
+        telemetry::start(
+            supervisor.recorder.folder().to_path_buf(),
+            Arc::clone(&supervisor.db),
+            supervisor.recorder.watch(),
+            &supervisor.runtime,
+        );
         supervisor.adopt_all();
         supervisor.end_orphans().await;
         if !options.on_demand {

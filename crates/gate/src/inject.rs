@@ -172,7 +172,7 @@ impl Credential {
             Place::Basic { .. } | Place::GithubApp(_) | Place::GoogleServiceAccount(_) | Place::Oauth2(_) => {
                 head.headers.remove(AUTHORIZATION);
             }
-            Place::ClientCertificate | Place::Form { .. } | Place::Json { .. } => {}
+            Place::ClientCertificate | Place::Form { .. } | Place::Json { .. } | Place::Password => {}
             Place::Header { name, .. } => {
                 head.headers.remove(name.as_str());
             }

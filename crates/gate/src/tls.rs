@@ -10,7 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
-use ringfence_model::manifest::{Grant, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, PostgresTls, Protocol, Scheme, TlsMode};
 use ringfence_model::{AgentName, Explain, Fault, HostName, SecretText};
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
@@ -289,7 +289,11 @@ impl Trust {
         credentials: &BTreeMap<String, Credential>,
         host: impl FnOnce() -> Result<Arc<RootCertStore>, TlsError>,
     ) -> Result<Self, TlsError> {
-        let opened = |g: &Grant| g.scheme == Scheme::Https && g.tls == TlsMode::Inspect;
+        let opened = |g: &Grant| match &g.protocol {
+            Protocol::Http => g.scheme == Scheme::Https && g.tls == TlsMode::Inspect,
+            Protocol::Postgres(rules) => rules.tls == PostgresTls::Require,
+            Protocol::Tcp(_) => false,
+        };
         let needed = grants.iter().any(|g| opened(g) && g.ca_pem.is_none());
         let system = needed.then(host).transpose()?;
         let mut pairs = HashMap::new();

@@ -115,6 +115,17 @@ impl HostPattern {
             (Self::Exact(want), _) => want == host,
         }
     }
+
+    /// Whether some host is covered by both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let within =
+            |one: &str, all: &str| one.strip_suffix(all).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        match (self, other) {
+            (Self::Exact(host), pattern) | (pattern, Self::Exact(host)) => pattern.covers(host),
+            (Self::Below(one), Self::Below(two)) => within(one, two) || within(two, one),
+        }
+    }
 }
 
 impl FromStr for HostPattern {

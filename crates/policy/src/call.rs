@@ -4,6 +4,9 @@
 //! POST https://api.example.org/v1/chat     a request of the agent; the port is the scheme's own unless it is named
 //! DNS api.example.org                      a name that the agent asks for
 //! TLS api.example.org:443                  a connection that stays closed to the gate
+//! TCP git.example.org:22                   a connection that nobody looks into
+//! POSTGRES db.example.org:5432             a session with a database
+//! POSTGRES db.example.org:5432 write       a statement in it that does this
 //! ```
 
 use std::fmt;
@@ -12,7 +15,11 @@ use std::str::FromStr;
 use ringfence_model::manifest::Scheme;
 use ringfence_model::{Explain, Fault, HostName};
 
+use crate::other::PostgresQuery;
 use crate::{HttpRequest, LlmCall, Request};
+
+/// What a statement may do, in words.
+const CLASSES: [&str; 6] = ["ddl", "other", "select", "session", "transaction", "write"];
 
 /// A call that nobody makes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +38,8 @@ pub struct Call {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Dns,
+    Postgres { classes: Vec<&'static str> },
+    Tcp,
     Tls,
     Http { method: String, https: bool, path: String },
 }
@@ -53,7 +62,10 @@ impl Explain for CallError {
     }
 
     fn hint(&self) -> Option<String> {
-        Some("write `GET https://host/path`, `DNS name` or `TLS host:port`".into())
+        Some(
+            "write `GET https://host/path`, `DNS name`, `POSTGRES host:port`, `TCP host:port` or `TLS host:port`"
+                .into(),
+        )
     }
 }
 
@@ -66,6 +78,15 @@ impl FromStr for Call {
         let rest = rest.trim();
         let (kind, authority, usual) = match word {
             "DNS" => (Kind::Dns, rest, Some(0)),
+            "POSTGRES" => {
+                let mut words = rest.split_whitespace();
+                let authority = words.next().unwrap_or_default();
+                let class = |word: &str| CLASSES.into_iter().find(|class| *class == word);
+                let classes = words.map(class).collect::<Option<Vec<_>>>();
+                let classes = classes.ok_or_else(|| bad("it names no known kind of statement"))?;
+                (Kind::Postgres { classes }, authority, Some(5432))
+            }
+            "TCP" => (Kind::Tcp, rest, None),
             "TLS" => (Kind::Tls, rest, None),
             method => {
                 let (scheme, rest) = rest.split_once("://").ok_or_else(|| bad("it names no URL"))?;
@@ -103,6 +124,13 @@ impl fmt::Display for Call {
         };
         match &self.kind {
             Kind::Dns => write!(f, "DNS {}", self.host)?,
+            Kind::Postgres { classes } => {
+                write!(f, "POSTGRES {bracketed}:{}", self.port)?;
+                for class in classes {
+                    write!(f, " {class}")?;
+                }
+            }
+            Kind::Tcp => write!(f, "TCP {bracketed}:{}", self.port)?,
             Kind::Tls => write!(f, "TLS {bracketed}:{}", self.port)?,
             Kind::Http { method, https, path } => {
                 let (scheme, usual) = if *https { ("https", 443) } else { ("http", 80) };
@@ -130,6 +158,9 @@ impl Call {
         let (host, port) = (&self.host, self.port);
         match &self.kind {
             Kind::Dns => Request::DnsResolve { host },
+            Kind::Postgres { classes } if classes.is_empty() => Request::PostgresConnect { host, port },
+            Kind::Postgres { classes } => Request::PostgresQuery(PostgresQuery { host, port, classes, functions: &[] }),
+            Kind::Tcp => Request::TcpConnect { host, port },
             Kind::Tls => Request::TlsConnect { host, port },
             Kind::Http { method, https, path } => Request::Http(HttpRequest {
                 host,
@@ -161,19 +192,31 @@ mod tests {
             ("GET https://[2001:db8::1]/x", "GET https://[2001:db8::1]/x"),
             ("DNS a.example", "DNS a.example"),
             ("TLS a.example:443", "TLS a.example:443"),
+            ("TCP A.example:22", "TCP a.example:22"),
+            ("POSTGRES a.example", "POSTGRES a.example:5432"),
+            ("POSTGRES a.example:1  write select", "POSTGRES a.example:1 write select"),
         ] {
             assert_eq!(text.parse::<Call>().unwrap().to_string(), shown);
         }
-        for text in
-            ["", "GET", "GET a.example", "GET ftp://a/x", "GET https://:1/", "TLS a.example", "GET https://a:x/"]
-        {
+        for text in [
+            "",
+            "GET",
+            "GET a.example",
+            "GET ftp://a/x",
+            "GET https://:1/",
+            "TLS a.example",
+            "TCP a.example",
+            "POSTGRES",
+            "POSTGRES a.example drop",
+            "GET https://a:x/",
+        ] {
             assert!(text.parse::<Call>().is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic_and_what_is_shown_is_read_again(text in "(GET|DNS|TLS|[A-Z]{0,3}) ?(https?://)?\\PC{0,30}") {
+        fn no_text_makes_it_panic_and_what_is_shown_is_read_again(text in "(GET|DNS|TCP|TLS|POSTGRES|[A-Z]{0,3}) ?(https?://)?\\PC{0,30}") {
             if let Ok(call) = text.parse::<Call>() {
                 let again: Call = call.to_string().parse().unwrap();
                 prop_assert_eq!(again, call);

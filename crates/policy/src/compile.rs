@@ -6,12 +6,12 @@ use std::str::FromStr;
 use cedar_policy::{
     Effect, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
-use ringfence_model::manifest::{Grant, LlmRules, RpcRules, Scheme, TlsMode};
+use ringfence_model::manifest::{Grant, LlmRules, Protocol, RpcRules, Scheme, TlsMode};
 use ringfence_model::report::one_line;
 use ringfence_model::{AgentName, Explain, Fault, HostName, HostPattern};
 
 use crate::index::Index;
-use crate::path;
+use crate::{other, path};
 
 /// The schema that every rule is checked against, in Cedar's schema language.
 pub const SCHEMA: &str = include_str!("../../../policies/ringfence.cedarschema");
@@ -40,22 +40,37 @@ pub(crate) enum Action {
     DnsResolve,
     HttpRequest,
     IngressRequest,
+    PostgresConnect,
+    PostgresQuery,
     RpcCall,
     SecretUse,
+    TcpConnect,
     TlsConnect,
 }
 
 impl Action {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::DnsResolve, Self::HttpRequest, Self::IngressRequest, Self::SecretUse, Self::TlsConnect, Self::RpcCall];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::DnsResolve,
+        Self::HttpRequest,
+        Self::IngressRequest,
+        Self::SecretUse,
+        Self::TlsConnect,
+        Self::RpcCall,
+        Self::TcpConnect,
+        Self::PostgresConnect,
+        Self::PostgresQuery,
+    ];
 
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::DnsResolve => "dns:resolve",
             Self::HttpRequest => "http:request",
             Self::IngressRequest => "ingress:request",
+            Self::PostgresConnect => "postgres:connect",
+            Self::PostgresQuery => "postgres:query",
             Self::RpcCall => "rpc:call",
             Self::SecretUse => "secret:use",
+            Self::TcpConnect => "tcp:connect",
             Self::TlsConnect => "tls:connect",
         }
     }
@@ -68,6 +83,9 @@ impl Action {
             Self::SecretUse => 3,
             Self::TlsConnect => 4,
             Self::RpcCall => 5,
+            Self::TcpConnect => 6,
+            Self::PostgresConnect => 7,
+            Self::PostgresQuery => 8,
         }
     }
 }
@@ -310,7 +328,7 @@ impl Names {
     }
 
     pub(crate) fn action(&self, action: Action) -> EntityUid {
-        let [dns, http, ingress, secret, tls, rpc] = &self.actions;
+        let [dns, http, ingress, secret, tls, rpc, tcp, session, query] = &self.actions;
         match action {
             Action::DnsResolve => dns,
             Action::HttpRequest => http,
@@ -318,6 +336,9 @@ impl Names {
             Action::SecretUse => secret,
             Action::TlsConnect => tls,
             Action::RpcCall => rpc,
+            Action::TcpConnect => tcp,
+            Action::PostgresConnect => session,
+            Action::PostgresQuery => query,
         }
         .clone()
     }
@@ -373,6 +394,26 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) ->
         rules.push(rule(format!("grant-{number}/dns"), Action::DnsResolve, Vec::new()));
     }
     let port = format!("resource.port == {}", grant.port);
+    match &grant.protocol {
+        Protocol::Http => {}
+        Protocol::Postgres(postgres) => {
+            let with_port = |conditions: Vec<String>| std::iter::once(port.clone()).chain(conditions).collect();
+            if let Some(credential) = &grant.credential {
+                let conditions =
+                    ["context.scheme == \"postgres\"".into(), format!("context.credential == {}", quoted(credential))];
+                rules.push(rule(format!("grant-{number}/secret"), Action::SecretUse, with_port(conditions.into())));
+            }
+            let conditions = with_port(other::conditions(number, postgres));
+            rules.push(rule(format!("grant-{number}/query"), Action::PostgresQuery, conditions));
+            let conditions = with_port(other::session_conditions(number, postgres));
+            rules.push(rule(format!("grant-{number}"), Action::PostgresConnect, conditions));
+            return Ok(rules);
+        }
+        Protocol::Tcp(_) => {
+            rules.push(rule(format!("grant-{number}"), Action::TcpConnect, vec![port]));
+            return Ok(rules);
+        }
+    }
     if grant.scheme == Scheme::Https && grant.tls == TlsMode::Passthrough {
         rules.push(rule(format!("grant-{number}"), Action::TlsConnect, vec![port]));
         return Ok(rules);
@@ -476,7 +517,7 @@ fn llm_conditions(rules: &LlmRules) -> Vec<String> {
     conditions
 }
 
-fn set(words: &[String]) -> String {
+pub(crate) fn set(words: &[String]) -> String {
     format!("[{}]", words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(", "))
 }
 

@@ -7,6 +7,7 @@ use ringfence_model::HostName;
 use ringfence_model::manifest::{Grant, RpcRules, Scheme, TlsMode, glob_covers};
 
 use crate::compile::{Action, Policy};
+use crate::other::PostgresQuery;
 use crate::path::{self, PathError};
 
 /// What is asked for.
@@ -23,6 +24,22 @@ pub enum Request<'a> {
     Rpc(RpcRequest<'a>),
     /// A person makes an HTTP request to the agent.
     Ingress(IngressRequest<'a>),
+    /// The agent opens a session with a database.
+    PostgresConnect {
+        /// The host.
+        host: &'a HostName,
+        /// The port.
+        port: u16,
+    },
+    /// The agent has a database do something.
+    PostgresQuery(PostgresQuery<'a>),
+    /// The agent opens a TCP connection that nobody looks into.
+    TcpConnect {
+        /// The host.
+        host: &'a HostName,
+        /// The port.
+        port: u16,
+    },
     /// The agent opens a TLS connection that stays closed to the gate.
     TlsConnect {
         /// The server name.
@@ -211,7 +228,7 @@ impl Permit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// A stable code: `no_grant`, `guard_rail`, `llm_not_granted`, `model_not_granted`, `path_ambiguous`, `secret_denied`,
-    /// `policy_error`, or one of the gate's own.
+    /// `statement_not_granted`, `policy_error`, or one of the gate's own.
     pub code: &'static str,
     /// The reason in words.
     pub why: String,
@@ -229,13 +246,13 @@ impl Denial {
 
 /// Which rules are asked.
 #[derive(Clone, Copy)]
-enum Rules {
+pub(crate) enum Rules {
     All,
     Slice,
 }
 
 /// What Cedar answered: the rules that decided, or the denial.
-type Verdict = Result<Vec<String>, Denial>;
+pub(crate) type Verdict = Result<Vec<String>, Denial>;
 
 impl Policy {
     /// Decides. Total and free of panics; on any doubt it denies.
@@ -261,7 +278,8 @@ impl Policy {
     /// The first grant in manifest order says. It is a question of routing: each request is decided anew.
     #[must_use]
     pub fn route(&self, host: &HostName, port: u16, scheme: Scheme) -> Option<TlsMode> {
-        let grant = self.grants.iter().find(|g| g.port == port && g.scheme == scheme && g.host.covers(host))?;
+        let here = |g: &&Grant| g.protocol.is_http() && g.port == port && g.scheme == scheme && g.host.covers(host);
+        let grant = self.grants.iter().find(here)?;
         let resolvable = matches!(host, HostName::Address(_)) || self.could_resolve(host);
         resolvable.then_some(grant.tls)
     }
@@ -280,7 +298,10 @@ impl Policy {
             Request::DnsResolve { host } => self.dns(host, rules),
             Request::Http(http) => self.http(http, rules),
             Request::Ingress(ingress) => self.ingress(ingress, rules),
+            Request::PostgresConnect { host, port } => self.session(host, *port, rules),
+            Request::PostgresQuery(query) => self.query(query, rules),
             Request::Rpc(rpc) => self.rpc(rpc, rules),
+            Request::TcpConnect { host, port } => self.tcp(host, *port, rules),
             Request::TlsConnect { host, port } => self.tls(host, *port, rules),
         };
         match decided {
@@ -384,13 +405,18 @@ impl Policy {
         Ok(Permit { grant: None, credential: None, path: None, rules, reason: "ingress", why })
     }
 
-    fn permit(&self, rules: Vec<String>, credential: Option<String>, why: impl FnOnce(usize) -> String) -> Permit {
+    pub(crate) fn permit(
+        &self,
+        rules: Vec<String>,
+        credential: Option<String>,
+        why: impl FnOnce(usize) -> String,
+    ) -> Permit {
         let grant = first_grant(&rules);
         Permit { grant, credential, path: None, why: why(grant.map_or(0, |at| at + 1)), rules, reason: "grant" }
     }
 
     /// Asks Cedar. Answers with the rules that allow, or a denial; `otherwise` says why no rule allows.
-    fn ask(
+    pub(crate) fn ask(
         &self,
         action: Action,
         host: &HostName,
@@ -517,6 +543,9 @@ fn misfit(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<(u8, S
     if !grant.host.covers(request.host) {
         return Some((0, "not this host".into()));
     }
+    if !grant.protocol.is_http() {
+        return Some((1, format!("only by the protocol `{}`", grant.protocol.word())));
+    }
     if grant.tls == TlsMode::Passthrough && grant.scheme == Scheme::Https {
         return Some((1, "only as closed TLS".into()));
     }
@@ -533,7 +562,7 @@ fn misfit(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<(u8, S
     None
 }
 
-fn pair(key: &str, value: &str) -> (String, RestrictedExpression) {
+pub(crate) fn pair(key: &str, value: &str) -> (String, RestrictedExpression) {
     (key.to_owned(), RestrictedExpression::new_string(value.to_owned()))
 }
 
@@ -548,6 +577,6 @@ fn grant_number(rule: &str) -> Option<usize> {
 }
 
 /// The place of the first grant among rules, from 0.
-fn first_grant(rules: &[String]) -> Option<usize> {
+pub(crate) fn first_grant(rules: &[String]) -> Option<usize> {
     rules.iter().filter_map(|rule| grant_number(rule)).min().and_then(|number| number.checked_sub(1))
 }

@@ -8,12 +8,14 @@
 //! - [`compile`]: from manifest grants and guard-rail files to Cedar, checked against the schema
 //! - [`call`]: a call in words, for tests and questions
 //! - [`path`]: the one form of a path that is decided and sent
+//! - [`other`]: what is asked about protocols other than HTTP
 //! - `index`: picks the rules that can matter, so that a decision costs the same with ten grants and a thousand
 
 pub mod call;
 pub mod compile;
 pub mod decide;
 mod index;
+pub mod other;
 pub mod path;
 
 #[cfg(test)]
@@ -22,3 +24,4 @@ mod tests;
 pub use call::{Call, CallError};
 pub use compile::{Policy, PolicyError, SCHEMA};
 pub use decide::{Decision, Denial, HttpRequest, IngressRequest, LlmCall, Permit, Request, RpcRequest};
+pub use other::PostgresQuery;

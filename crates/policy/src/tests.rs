@@ -1,8 +1,10 @@
 use proptest::prelude::*;
-use ringfence_model::manifest::{Grant, LlmRules, Scheme, TlsMode};
+use ringfence_model::manifest::{
+    Grant, LlmRules, PostgresRules, PostgresTls, Protocol, Scheme, StatementClass, TcpRules, TlsMode,
+};
 use ringfence_model::{AgentName, HostName};
 
-use crate::{Decision, HttpRequest, IngressRequest, LlmCall, Policy, PolicyError, Request};
+use crate::{Decision, HttpRequest, IngressRequest, LlmCall, Policy, PolicyError, PostgresQuery, Request};
 
 fn agent() -> AgentName {
     "analyst".parse().unwrap()
@@ -221,6 +223,125 @@ fn a_guard_rail_forbids_and_says_so() {
     assert_eq!((denial.code, denial.rules.as_slice()), ("secret_denied", ["org.cedar:2".to_owned()].as_slice()));
 }
 
+fn tcp(host: &str, port: u16) -> Grant {
+    Grant { port, protocol: Protocol::Tcp(TcpRules::default()), ..grant(host) }
+}
+
+fn database(host: &str, statements: &[StatementClass], functions: &[&str]) -> Grant {
+    let rules = PostgresRules {
+        user: "reporting".into(),
+        database: "sales".into(),
+        statements: statements.to_vec(),
+        functions: functions.iter().map(ToString::to_string).collect(),
+        tls: PostgresTls::Require,
+    };
+    Grant { port: 5432, protocol: Protocol::Postgres(Box::new(rules)), credential: Some("db".into()), ..grant(host) }
+}
+
+#[test]
+fn a_grant_for_tcp_covers_connections_and_no_request() {
+    let policy = compile(&[tcp("git.example.org", 22), tcp("*.example.net", 443), grant("www.example.org")]);
+    let decide = |host: &str, port: u16| {
+        let host = host.parse().unwrap();
+        code(&policy.decide(&Request::TcpConnect { host: &host, port }))
+    };
+    for (host, port, want) in [
+        ("git.example.org", 22, "grant"),
+        ("git.example.org", 23, "no_grant"),
+        ("a.example.net", 443, "grant"),
+        ("example.net", 443, "no_grant"),
+        ("www.example.org", 443, "no_grant"),
+    ] {
+        assert_eq!(decide(host, port), want, "{host}:{port}");
+    }
+    assert_eq!(code(&ask(&policy, "a.example.net", "GET", "/", None)), "no_grant");
+    let why = ask(&policy, "a.example.net", "GET", "/", None).explain();
+    assert_eq!(why, "deny: no_grant: grant 2 covers a.example.net, but only by the protocol `tcp`");
+    let a = "a.example.net".parse().unwrap();
+    assert_eq!(policy.route(&a, 443, Scheme::Https), None);
+    assert!(!policy.decide(&Request::TlsConnect { host: &a, port: 443 }).allows());
+    assert_eq!(policy.other_than_http(&a, 443).map(|(at, _)| at), Some(1));
+    assert!(policy.other_than_http(&"www.example.org".parse().unwrap(), 443).is_none());
+}
+
+#[test]
+fn a_grant_for_a_database_covers_what_statements_it_names() {
+    use StatementClass::{Select, Write};
+    let policy = compile(&[
+        database("db.example.org", &[Select], &[]),
+        database("rw.example.org", &[Select, Write], &["nextval"]),
+    ]);
+    let query = |host: &str, classes: &[&'static str], functions: &[&str]| {
+        let host = host.parse().unwrap();
+        let functions: Vec<String> = functions.iter().map(ToString::to_string).collect();
+        let query = PostgresQuery { host: &host, port: 5432, classes, functions: &functions };
+        policy.decide(&Request::PostgresQuery(query))
+    };
+    for (host, classes, functions, want) in [
+        ("db.example.org", &["select"][..], &[][..], "grant"),
+        ("db.example.org", &["select", "transaction", "session"], &[], "grant"),
+        ("db.example.org", &["select", "write"], &[], "statement_not_granted"),
+        ("db.example.org", &["select"], &["nextval"], "statement_not_granted"),
+        ("db.example.org", &["other"], &[], "statement_not_granted"),
+        ("rw.example.org", &["select", "write"], &["nextval"], "grant"),
+        ("rw.example.org", &["ddl"], &[], "statement_not_granted"),
+        ("rw.example.org", &["select"], &["nextval", "pg_read_file"], "statement_not_granted"),
+        ("no.example.org", &["select"], &[], "no_grant"),
+    ] {
+        let decision = query(host, classes, functions);
+        assert_eq!(code(&decision), want, "{host} {classes:?} {functions:?}: {}", decision.explain());
+    }
+    let why = query("db.example.org", &["select"], &["pg_read_file"]).explain();
+    assert!(why.contains("a call of `pg_read_file`, which may have effects"), "{why}");
+    let host = "db.example.org".parse().unwrap();
+    let Decision::Allow(permit) = policy.decide(&Request::PostgresConnect { host: &host, port: 5432 }) else {
+        panic!()
+    };
+    assert_eq!((permit.grant(), permit.credential()), (Some(0), Some("db")));
+    assert_eq!(permit.rules(), ["grant-1", "grant-1/secret"]);
+    assert!(!policy.decide(&Request::PostgresConnect { host: &host, port: 5433 }).allows());
+}
+
+#[test]
+fn guard_rails_hold_over_databases() {
+    let host = "db.example.org".parse().unwrap();
+    let all = [StatementClass::Ddl, StatementClass::Select, StatementClass::Write];
+    for (rail, open, select, write) in [
+        (
+            r#"forbid (principal, action == Action::"postgres:query", resource) when { context.classes.contains("write") };"#,
+            true,
+            true,
+            false,
+        ),
+        (
+            r#"forbid (principal, action == Action::"postgres:query", resource) unless { context.database == "hr" };"#,
+            true,
+            false,
+            false,
+        ),
+        (
+            r#"forbid (principal, action == Action::"postgres:connect", resource) when { context.user == "reporting" };"#,
+            false,
+            true,
+            true,
+        ),
+        (
+            r#"forbid (principal, action == Action::"secret:use", resource) when { context.scheme == "postgres" };"#,
+            false,
+            true,
+            true,
+        ),
+    ] {
+        let policy = guarded(&[database("db.example.org", &all, &[])], rail).unwrap();
+        let allows = |classes: &[&'static str]| {
+            let query = PostgresQuery { host: &host, port: 5432, classes, functions: &[] };
+            policy.decide(&Request::PostgresQuery(query)).allows()
+        };
+        assert_eq!(policy.decide(&Request::PostgresConnect { host: &host, port: 5432 }).allows(), open, "{rail}");
+        assert_eq!((allows(&["select"]), allows(&["write"])), (select, write), "{rail}");
+    }
+}
+
 #[test]
 fn a_rule_that_cannot_be_evaluated_denies() {
     let rail = r#"forbid (principal, action, resource) when { resource.port * 9223372036854775807 > 0 };"#;
@@ -316,6 +437,8 @@ fn any_grant() -> impl Strategy<Value = Grant> {
             grant.scheme = if https { Scheme::Https } else { Scheme::Http };
             if https && closed == 0 {
                 grant.tls = TlsMode::Passthrough;
+            } else if closed == 1 {
+                grant.protocol = Protocol::Tcp(TcpRules::default());
             } else {
                 (grant.methods, grant.paths, grant.models) = (text(methods), text(paths), text(models));
                 grant.credential = keyed.then(|| "key".to_owned());
@@ -335,6 +458,7 @@ fn each_request(mut check: impl FnMut(&Request<'_>)) {
         let host: HostName = host.parse().unwrap();
         check(&Request::DnsResolve { host: &host });
         check(&Request::TlsConnect { host: &host, port: 443 });
+        check(&Request::TcpConnect { host: &host, port: 443 });
         for method in ["GET", "PUT"] {
             for path in ["/a/b", "/c"] {
                 for model in [None, Some("big")] {

@@ -204,8 +204,12 @@ pub(super) fn grants(
             ));
         }
         certified(index + 1, &grant, credentials)?;
+        if let Some(credential) = grant.credential.as_ref().and_then(|name| credentials.get(name)) {
+            super::protocol::check_place(index + 1, &grant, credential)?;
+        }
         grants.push(grant);
     }
+    super::protocol::check_overlaps(&grants)?;
     lead_failovers(&mut grants)?;
     Ok(grants)
 }
@@ -289,6 +293,7 @@ fn grant(
         .host
         .parse()
         .map_err(|e| value(place("host", &file.host), e, "name the host, or `*.suffix` with two labels or more"))?;
+    let (protocol, port) = super::protocol::understand(number, &file)?;
     let scheme = file.scheme.unwrap_or(Scheme::Https);
     let tls = file.tls.unwrap_or(TlsMode::Inspect);
     let unenforceable = |why: &str, hint: &str| ManifestError::Unenforceable {
@@ -364,7 +369,8 @@ fn grant(
         .transpose()?;
     Ok(Grant {
         host,
-        port: file.port.unwrap_or(match scheme {
+        protocol,
+        port: port.or(file.port).unwrap_or(match scheme {
             Scheme::Http => 80,
             Scheme::Https => 443,
         }),
@@ -480,7 +486,7 @@ fn failover(number: usize, file: FailoverFile) -> Result<Failover, ManifestError
 fn lead_failovers(grants: &mut [Grant]) -> Result<(), ManifestError> {
     let known: Vec<(HostPattern, u16, Scheme)> = grants
         .iter()
-        .filter(|grant| grant.tls == TlsMode::Inspect)
+        .filter(|grant| grant.protocol.is_http() && grant.tls == TlsMode::Inspect)
         .map(|grant| (grant.host.clone(), grant.port, grant.scheme))
         .collect();
     for (index, grant) in grants.iter_mut().enumerate() {

@@ -80,6 +80,8 @@ pub enum Place {
         /// What stands after it.
         after: String,
     },
+    /// The password of a database session.
+    Password,
     /// A query parameter.
     Query {
         /// Its name.
@@ -102,6 +104,7 @@ impl Place {
             Self::Header { .. } => "header",
             Self::Json { .. } => "json",
             Self::Oauth2(_) => "oauth2",
+            Self::Password => "password",
             Self::Path { .. } => "path",
             Self::Query { .. } => "query",
             Self::Sigv4(_) => "sigv4",
@@ -296,6 +299,7 @@ impl Table<'_> {
         found.extend(file.header.as_deref().map(|text| self.header(text)));
         found.extend(file.json.as_deref().map(|text| self.json(text)));
         found.extend(file.oauth2.map(|oauth2| self.oauth2(oauth2)));
+        found.extend(file.password.then_some(Ok(Place::Password)));
         found.extend(file.path.as_deref().map(|text| self.path(text)));
         found.extend(file.query.map(|name| self.query(name)));
         found.extend(file.sigv4.map(|sigv4| self.sigv4(sigv4)));
@@ -304,7 +308,7 @@ impl Table<'_> {
             _ => Err(value(
                 format!("[credential.{}]", self.name),
                 "it needs just one of `basic`, `client_certificate`, `form`, `github_app`, `google_service_account`, \
-                 `header`, `json`, `oauth2`, `path`, `query` and `sigv4`",
+                 `header`, `json`, `oauth2`, `password`, `path`, `query` and `sigv4`",
                 "say where the secret goes, such as `header = \"Authorization: Bearer {}\"`",
             )),
         }

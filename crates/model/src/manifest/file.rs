@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::check::{self, ManifestError};
-use super::{BudgetFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, Scheme, TlsMode, Trust};
+use super::{
+    BudgetFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, PostgresFile, ProtocolFile, Scheme, TlsMode, Trust,
+};
 use crate::Bytes;
 
 /// The whole file.
@@ -164,7 +166,10 @@ pub struct LimitsFile {
 pub struct GrantFile {
     /// Host, address or `*.suffix`.
     pub host: String,
-    /// Port; 443 for https, 80 for http.
+    /// `http`, `postgres` or `tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<ProtocolFile>,
+    /// Port; 443 for https, 80 for http, 5432 for postgres.
     pub port: Option<u16>,
     /// `https` or `http`.
     pub scheme: Option<Scheme>,
@@ -201,6 +206,15 @@ pub struct GrantFile {
     /// `[grant.a2a]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub a2a: Option<A2aFile>,
+    /// Rate of `tcp`, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Bytes>,
+    /// Bytes of one connection of `tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Bytes>,
+    /// `[grant.postgres]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresFile>,
 }
 
 /// `[grant.mcp]`
@@ -305,6 +319,9 @@ pub struct CredentialFile {
     pub google_service_account: Option<GoogleFile>,
     /// A GitHub App.
     pub github_app: Option<GithubFile>,
+    /// Whether it is the password of a database session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub password: bool,
     /// Environment variable that holds the placeholder.
     pub env: Option<String>,
     /// How the placeholder begins.

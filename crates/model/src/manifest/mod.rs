@@ -4,6 +4,7 @@ mod budget;
 mod check;
 mod credential;
 mod file;
+mod protocol;
 mod server;
 
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use file::{
     A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, FailoverFile, GithubFile, GoogleFile, GrantFile,
     Id, ImageFile, IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
 };
+pub use protocol::{PostgresFile, PostgresRules, PostgresTls, Protocol, ProtocolFile, StatementClass, TcpRules};
 pub use server::{Door, Server, ServerOf};
 
 use crate::{AgentName, Bytes, Digest, HostName, HostPattern};
@@ -180,6 +182,9 @@ pub struct Limits {
 pub struct Grant {
     /// Hosts covered.
     pub host: HostPattern,
+    /// What is spoken with them. Whatever below is about HTTP means nothing under another.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// Port covered.
     pub port: u16,
     /// Cleartext or TLS towards the host.
@@ -303,6 +308,7 @@ impl Grant {
     pub const fn to(host: HostPattern) -> Self {
         Self {
             host,
+            protocol: Protocol::Http,
             port: 443,
             scheme: Scheme::Https,
             methods: Vec::new(),

@@ -348,6 +348,7 @@ fn a_provider_to_fall_back_on_is_granted_itself() {
         ("", "", "no grant covers it"),
         ("port = 443", granted, "no grant covers it"),
         ("", "[[grant]]\nhost = \"b.example\"\ntls = \"passthrough\"\n", "no grant covers it"),
+        ("", "[[grant]]\nhost = \"b.example\"\nport = 1\nprotocol = \"tcp\"\n", "no grant covers it"),
         ("path = \"x\"", granted, "not a path"),
         ("paths = 1", granted, "unknown manifest key"),
     ] {
@@ -356,4 +357,130 @@ fn a_provider_to_fall_back_on_is_granted_itself() {
     }
     let error = Manifest::parse(&text("", granted).replace("retries = 1", "retries = 9"), &|_| Err(String::new()));
     assert!(error.unwrap_err().to_string().contains("retries"));
+}
+
+#[test]
+fn a_grant_may_speak_something_other_than_http() {
+    let manifest = parse(&format!(
+        r#"{AGENT}
+[[grant]]
+host = "git.example.org"
+port = 22
+protocol = "tcp"
+bytes_per_second = "1MiB"
+
+[[grant]]
+host = "db.example.org"
+protocol = "postgres"
+credential = "db"
+ca = "db.pem"
+[grant.postgres]
+user = "reporting"
+database = "sales"
+statements = ["write", "select", "write"]
+functions = ["nextval", "app.refresh"]
+
+[[grant]]
+host = "warehouse.example.org"
+protocol = "postgres"
+port = 6432
+connect_to = "10.0.0.5:6432"
+[grant.postgres]
+user = "r"
+database = "w"
+tls = "off"
+
+[credential.db]
+from = "env:PGPASSWORD"
+password = true
+"#
+    ))
+    .unwrap();
+    let [tcp, db, warehouse] = manifest.grants.as_slice() else { panic!() };
+    assert_eq!(tcp.protocol, Protocol::Tcp(TcpRules { bytes_per_second: Some(Bytes::mib(1)), max_bytes: None }));
+    assert_eq!((tcp.port, db.port, warehouse.port), (22, 5432, 6432));
+    let Protocol::Postgres(rules) = &db.protocol else { panic!() };
+    assert_eq!(rules.statements, [StatementClass::Select, StatementClass::Write]);
+    assert!(!rules.read_only());
+    let Protocol::Postgres(rules) = &warehouse.protocol else { panic!() };
+    assert_eq!((rules.statements.as_slice(), rules.tls), (&[StatementClass::Select][..], PostgresTls::Off));
+    assert!(rules.read_only());
+    assert_eq!(manifest.credentials["db"].place, Place::Password);
+    let written = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&written).unwrap(), manifest);
+}
+
+#[test]
+fn a_grant_for_another_protocol_says_only_what_can_be_enforced() {
+    const DB: &str = "host = \"db.example.org\"\nprotocol = \"postgres\"";
+    const ROLE: &str = "[grant.postgres]\nuser = \"u\"\ndatabase = \"d\"";
+    for (grants, want) in [
+        ("host = \"a.example\"\nprotocol = \"tcp\"".to_owned(), "no usual port"),
+        ("host = \"a.example\"\nport = 53\nprotocol = \"tcp\"".to_owned(), "resolver answers port 53"),
+        ("host = \"a.example\"\nport = 0\nprotocol = \"tcp\"".to_owned(), "not a port"),
+        ("host = \"a.example\"\nport = 1\nprotocol = \"tcp\"\nmax_bytes = 3".to_owned(), "too small"),
+        ("host = \"a.example\"\nport = 1\nmax_bytes = 3000".to_owned(), "`max_bytes` is for"),
+        (format!("host = \"a.example\"\n{ROLE}"), "`postgres` is for"),
+        (DB.to_owned(), "the table is missing"),
+        (format!("{DB}\n[grant.postgres]\nuser = \"u\""), "it is missing"),
+        (format!("{DB}\n[grant.postgres]\nuser = \"\"\ndatabase = \"d\""), "not a name"),
+        (format!("{DB}\nmethods = [\"GET\"]\n{ROLE}"), "`methods` is about HTTP"),
+        (format!("{DB}\ntls = \"inspect\"\n{ROLE}"), "`tls` is about HTTP"),
+        (format!("{DB}\nmax_bytes = 3000\n{ROLE}"), "`max_bytes` is for"),
+        (format!("{DB}\n{ROLE}\ntls = \"off\""), "cleartext"),
+        (format!("{DB}\nallow_private = true\nca = \"x\"\n{ROLE}\ntls = \"off\""), "`ca` is for TLS"),
+        (
+            format!("{DB}\nallow_private = true\nclient_certificate = \"x\"\n{ROLE}\ntls = \"off\""),
+            "`client_certificate` is for TLS",
+        ),
+        (format!("{DB}\n{ROLE}\nfunctions = [\"A\"]"), "not a function"),
+        (format!("{DB}\n{ROLE}\nfunctions = [\"set_config\"]"), "undoes"),
+        (format!("{DB}\n{ROLE}\nstatements = [\"grant\"]"), "unknown variant `grant`"),
+        (format!("{DB}\ncredential = \"web\"\n{ROLE}"), "no place for it but the password"),
+        ("host = \"a.example\"\ncredential = \"db\"".to_owned(), "no place for a password"),
+    ] {
+        let text = format!(
+            "{AGENT}[[grant]]\n{grants}\n[credential.db]\nfrom = \"env:P\"\npassword = true\n\
+             [credential.web]\nfrom = \"env:W\"\nheader = \"X: {{}}\"\n"
+        );
+        let said = refused(&text);
+        assert!(said.contains(want), "{grants}: {said}");
+    }
+    for key in [
+        "methods = [\"GET\"]",
+        "paths = [\"/\"]",
+        "models = [\"m\"]",
+        "credential = \"c\"",
+        "client_certificate = \"c\"",
+        "scheme = \"https\"",
+    ] {
+        let said = refused(&format!("{AGENT}[[grant]]\nhost = \"a.example\"\nport = 1\nprotocol = \"tcp\"\n{key}\n"));
+        assert!(said.contains("nobody looks into"), "{key}: {said}");
+    }
+}
+
+#[test]
+fn one_host_and_port_speaks_one_protocol() {
+    let grant = |host: &str, port: u16, protocol: &str| {
+        let more = if protocol == "postgres" { "\n[grant.postgres]\nuser = \"u\"\ndatabase = \"d\"" } else { "" };
+        format!("[[grant]]\nhost = \"{host}\"\nport = {port}\nprotocol = \"{protocol}\"{more}\n")
+    };
+    for (one, two, clash) in [
+        (grant("a.example.org", 443, "http"), grant("a.example.org", 443, "tcp"), true),
+        (grant("*.example.org", 443, "tcp"), grant("a.example.org", 443, "http"), true),
+        (grant("*.b.example.org", 22, "http"), grant("*.example.org", 22, "tcp"), true),
+        (grant("a.example.org", 1, "postgres"), grant("a.example.org", 1, "tcp"), true),
+        (grant("a.example.org", 1, "postgres"), grant("*.example.org", 1, "postgres"), true),
+        (grant("a.example.org", 1, "tcp"), grant("a.example.org", 1, "tcp"), false),
+        (grant("a.example.org", 443, "http"), grant("a.example.org", 22, "tcp"), false),
+        (grant("a.example.org", 22, "http"), grant("b.example.org", 22, "tcp"), false),
+        (grant("*.a.example.org", 22, "http"), grant("a.example.org", 22, "tcp"), false),
+        (grant("*.xa.example.org", 22, "http"), grant("*.a.example.org", 22, "tcp"), false),
+    ] {
+        let read = parse(&format!("{AGENT}{one}{two}"));
+        assert_eq!(read.is_err(), clash, "{one}{two}");
+        if let Err(error) = read {
+            assert!(error.to_string().starts_with("grant 2 for"), "{error}");
+        }
+    }
 }

@@ -15,7 +15,8 @@ use crate::args::PolicyProve;
 use crate::print::{self, Ink};
 
 /// Every way out of an agent.
-const WAYS: [&str; 4] = ["http:request", "secret:use", "tls:connect", "dns:resolve"];
+const WAYS: [&str; 7] =
+    ["http:request", "secret:use", "tls:connect", "tcp:connect", "postgres:connect", "postgres:query", "dns:resolve"];
 
 /// Requests with content; the ways of which `--never` speaks.
 const REQUESTS: [&str; 1] = ["http:request"];
@@ -145,6 +146,9 @@ fn example(subject: &Subject, way: &str, found: &Env) -> String {
     let words = match way {
         "dns:resolve" => format!("DNS {name}"),
         "tls:connect" => format!("TLS {name}:{port}"),
+        "tcp:connect" => format!("TCP {name}:{port}"),
+        "postgres:connect" => format!("POSTGRES {name}:{port}"),
+        "postgres:query" => format!("POSTGRES {name}:{port} {}", words_of(of_call("classes"))),
         _ => {
             format!("{} {}://{name}:{port}{}", text(of_call("method")), text(of_call("scheme")), text(of_call("path")))
         }
@@ -159,4 +163,15 @@ fn example(subject: &Subject, way: &str, found: &Env) -> String {
 
 fn internal(what: &str, why: &dyn std::error::Error) -> Report {
     Report::new("policy.proof", Fault::Us, format!("cannot {what} for the proof")).because(why)
+}
+
+/// The texts of a set, in order and with spaces between.
+fn words_of(value: Option<EvalResult>) -> String {
+    let Some(EvalResult::Set(set)) = value else { return String::new() };
+    let mut words: Vec<String> = set
+        .iter()
+        .filter_map(|word| if let EvalResult::String(word) = word { Some(word.clone()) } else { None })
+        .collect();
+    words.sort();
+    words.join(" ")
 }

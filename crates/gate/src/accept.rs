@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ringfence_audit::Direction;
 use ringfence_model::HostName;
-use ringfence_model::manifest::{Scheme, TlsMode, Trust};
+use ringfence_model::manifest::{self as spoken, Scheme, TlsMode, Trust};
 use ringfence_policy::{Denial, Policy};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ use crate::identify::{self, ClientHello, Speech};
 use crate::record::Subject;
 use crate::resolver::Meaning;
 use crate::stream::{Gather, ReadAhead};
-use crate::{Gate, decide, proxy, relay, resolver};
+use crate::{Gate, decide, proxy, relay, resolver, tcp};
 
 /// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
 const FIRST_WORDS: Duration = Duration::from_secs(8);
@@ -129,6 +129,12 @@ pub(crate) async fn converse<S>(gate: Arc<Gate>, mut stream: S, to: Toward)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    if let Meaning::Address(host) | Meaning::Name(host) = &to.meaning
+        && let Some((_, grant)) = gate.policy.other_than_http(host, to.port)
+    {
+        let (host, protocol) = (host.clone(), grant.protocol.clone());
+        return other(gate, stream, host, to.port, &protocol).await;
+    }
     let (speech, first) = listen(&mut stream).await;
     let stream = ReadAhead::new(stream, first);
     let Toward { meaning, shown, port } = to;
@@ -145,6 +151,21 @@ where
             let protocol = if speech == Speech::Http2 { Protocol::H2 } else { Protocol::Http1 };
             http(Line { gate, host, port, scheme: Scheme::Http }, stream, protocol).await;
         }
+    }
+}
+
+/// Serves a connection of which a grant says what is spoken. Nothing is waited for: the server may speak first.
+async fn other<S>(gate: Arc<Gate>, stream: S, host: HostName, port: u16, protocol: &spoken::Protocol)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match protocol {
+        // Both are seen only where a route was taken for another protocol.
+        spoken::Protocol::Http | spoken::Protocol::Postgres(_) => {
+            let denial = Denial::new("protocol_unknown", "the gate does not speak it");
+            deny(&gate, protocol.word(), host.to_string(), port, &denial).await;
+        }
+        spoken::Protocol::Tcp(_) => tcp::serve(gate, stream, host, port).await,
     }
 }
 

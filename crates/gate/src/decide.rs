@@ -32,6 +32,14 @@ pub fn passthrough(policy: &Policy, host: &HostName, port: u16) -> Result<Permit
     permit(policy.decide(&Request::TlsConnect { host, port }))
 }
 
+/// Decides about a TCP connection that nobody looks into.
+///
+/// # Errors
+/// The denial.
+pub fn tcp(policy: &Policy, host: &HostName, port: u16) -> Result<Permit, Denial> {
+    permit(policy.decide(&Request::TcpConnect { host, port }))
+}
+
 /// What the policy is asked about an HTTP request.
 #[must_use]
 pub fn question<'a>(

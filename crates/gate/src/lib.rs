@@ -31,6 +31,7 @@
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
+//! - [`tcp`]: connections that nobody looks into
 //! - [`upstream_proxy`]: whom calls go through, where the operator says so; [`doh`]: DNS inside HTTPS
 //! - [`ingress`]: people come in
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
@@ -67,6 +68,7 @@ pub mod resolver;
 pub mod rpc;
 pub mod sigv4;
 mod stream;
+pub mod tcp;
 pub mod tls;
 pub mod token;
 mod trace;
@@ -102,6 +104,7 @@ pub struct Gate {
     pub(crate) dialler: Arc<dial::Dialler>,
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) rates: tcp::Rates,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: rpc::Servers,
     pub(crate) barriers: Barriers,
@@ -389,6 +392,7 @@ impl Gate {
             dialler,
             pool: Arc::new(relay::Pool::default()),
             connections,
+            rates: tcp::Rates::new(&config.grants),
             ledger: Arc::new(ledger),
             servers: rpc::Servers::default(),
             barriers,

@@ -88,6 +88,9 @@ fn meant(gate: &Gate, host: &HostName) -> Result<(HostName, Meaning), Denial> {
 /// Where a tunnel leads, if a grant could allow anything in it.
 fn toward(gate: &Gate, host: &HostName, port: u16) -> Result<Toward, Denial> {
     let (whom, meaning) = meant(gate, host)?;
+    if gate.policy.other_than_http(&whom, port).is_some() {
+        return Ok(Toward { meaning, shown: whom.to_string(), port });
+    }
     let could = |scheme| gate.decisions.connection(&gate.policy, &whom, port, scheme);
     could(Scheme::Https).or_else(|denial| could(Scheme::Http).map_err(|_| denial))?;
     Ok(Toward { meaning, shown: whom.to_string(), port })

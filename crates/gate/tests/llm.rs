@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -11,21 +10,11 @@ use http::StatusCode;
 use http_body_util::BodyExt;
 use ringfence_audit::Event;
 use ringfence_gate::config::GateConfig;
-use ringfence_model::Manifest;
-use ringfence_model::manifest::{Budget, Grant};
+use ringfence_model::manifest::Grant;
 use serde_json::{Value, json};
 use support::*;
 
 const CHAT: &str = "/v1/chat/completions";
-
-fn ledger() -> File {
-    File::from(rustix::fs::memfd_create("budget", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
-}
-
-fn budget(text: &str) -> Budget {
-    let text = format!("[agent]\nname = \"a\"\nentry = [\"x\"]\n{text}");
-    Manifest::parse(&text, &|_| Ok(String::new())).unwrap().budget
-}
 
 struct World {
     ca: TestCa,

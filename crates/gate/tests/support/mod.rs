@@ -475,6 +475,17 @@ pub fn config(grants: Vec<Grant>) -> GateConfig {
     }
 }
 
+/// A file to count in.
+pub fn ledger() -> std::fs::File {
+    std::fs::File::from(rustix::fs::memfd_create("budget", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
+}
+
+/// What a manifest says of its budget.
+pub fn budget(text: &str) -> ringfence_model::manifest::Budget {
+    let text = format!("[agent]\nname = \"a\"\nentry = [\"x\"]\n{text}");
+    ringfence_model::Manifest::parse(&text, &|_| Ok(String::new())).unwrap().budget
+}
+
 /// A gate, and how its agent reaches it.
 pub struct Fence {
     pub gate: Arc<Gate>,

@@ -57,6 +57,7 @@ pub mod inspect;
 pub mod llm;
 pub mod misdirect;
 mod needle;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod realtime;

@@ -136,7 +136,7 @@ pub struct CallIntent {
     pub call: CallId,
     /// Which way.
     pub direction: Direction,
-    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`.
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`.
     pub protocol: String,
     /// Host as policy saw it, or the address where no name was given.
     pub host: String,
@@ -157,6 +157,9 @@ pub struct CallIntent {
     /// The messages of MCP or A2A in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rpc: Vec<RpcSaid>,
+    /// The session with a database, or the statement in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sql: Option<Box<SqlAsked>>,
     /// Allow or deny.
     pub decision: Outcome,
     /// Stable code of the reason, such as `grant`, `no_grant`, `private_address`, `host_mismatch`.
@@ -218,6 +221,30 @@ pub struct RpcSaid {
     /// `sha256:` digest of a tool's arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<String>,
+}
+
+/// What is asked of a database. It holds no constant of a statement.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SqlAsked {
+    /// The role of the session.
+    pub user: String,
+    /// The database.
+    pub database: String,
+    /// What the statement does, such as `select`; empty for the session itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// First words of the statements that are sent as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verbs: Vec<String>,
+    /// What they seem to be about; no decision rests on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
+    /// Functions that may have effects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<String>,
+    /// `sha256:` digest of the text with every constant replaced by `?`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// What a call asks of a language model.
@@ -320,6 +347,7 @@ mod tests {
                 model: None,
                 llm: None,
                 rpc: vec![],
+                sql: None,
                 decision: Outcome::Deny,
                 reason: "no_grant".into(),
                 why: "no grant covers evil.example".into(),

@@ -20,7 +20,7 @@ pub mod tiles;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, Signer, Verifier};
-pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid};
+pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid, SqlAsked};
 pub use log::{Log, LogError, Moved};
 pub use spool::{Origin, Record, RecordError, Spool};
 pub use verify::{Problem, Verification, verify};

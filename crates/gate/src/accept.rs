@@ -23,7 +23,7 @@ use crate::identify::{self, ClientHello, Speech};
 use crate::record::Subject;
 use crate::resolver::Meaning;
 use crate::stream::{Gather, ReadAhead};
-use crate::{Gate, decide, proxy, relay, resolver, tcp};
+use crate::{Gate, decide, postgres, proxy, relay, resolver, tcp};
 
 /// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
 const FIRST_WORDS: Duration = Duration::from_secs(8);
@@ -160,11 +160,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match protocol {
-        // Both are seen only where a route was taken for another protocol.
-        spoken::Protocol::Http | spoken::Protocol::Postgres(_) => {
-            let denial = Denial::new("protocol_unknown", "the gate does not speak it");
-            deny(&gate, protocol.word(), host.to_string(), port, &denial).await;
-        }
+        // No grant for HTTP is a route of this kind.
+        spoken::Protocol::Http => {}
+        spoken::Protocol::Postgres(_) => postgres::serve(gate, stream, host, port).await,
         spoken::Protocol::Tcp(_) => tcp::serve(gate, stream, host, port).await,
     }
 }
@@ -297,6 +295,7 @@ where
         rpc: Vec::new(),
         after: None,
         trace: None,
+        sql: None,
     };
     let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
         Ok(account) => account,

@@ -402,6 +402,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         rpc: Vec::new(),
         after: None,
         trace: trace::of(&parts.headers),
+        sql: None,
     }
 }
 

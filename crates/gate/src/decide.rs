@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::request::Parts;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode};
-use ringfence_policy::{Decision, Denial, HttpRequest, Permit, Policy, Request};
+use ringfence_policy::{Decision, Denial, HttpRequest, Permit, Policy, PostgresQuery, Request};
 
 /// What becomes of a new connection.
 ///
@@ -38,6 +38,28 @@ pub fn passthrough(policy: &Policy, host: &HostName, port: u16) -> Result<Permit
 /// The denial.
 pub fn tcp(policy: &Policy, host: &HostName, port: u16) -> Result<Permit, Denial> {
     permit(policy.decide(&Request::TcpConnect { host, port }))
+}
+
+/// Decides about a session with a database.
+///
+/// # Errors
+/// The denial.
+pub fn database(policy: &Policy, host: &HostName, port: u16) -> Result<Permit, Denial> {
+    permit(policy.decide(&Request::PostgresConnect { host, port }))
+}
+
+/// Decides about a statement in a session with a database.
+///
+/// # Errors
+/// The denial.
+pub fn statement(
+    policy: &Policy,
+    host: &HostName,
+    port: u16,
+    classes: &[&'static str],
+    functions: &[String],
+) -> Result<Permit, Denial> {
+    permit(policy.decide(&Request::PostgresQuery(PostgresQuery { host, port, classes, functions })))
 }
 
 /// What the policy is asked about an HTTP request.

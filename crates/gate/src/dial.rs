@@ -254,6 +254,14 @@ impl Route {
     const fn to(addresses: Vec<SocketAddr>) -> Self {
         Self { addresses, asking_for: None }
     }
+
+    /// The same way once more, to the one address that [`Dialler::connect`] said it dialled.
+    pub(crate) fn again(&self, dialled: &str) -> Self {
+        let dialled = dialled.strip_prefix("proxy ").unwrap_or(dialled);
+        let mut again = self.clone();
+        again.addresses.retain(|address| address.to_string() == dialled);
+        again
+    }
 }
 
 /// Names of metadata services.

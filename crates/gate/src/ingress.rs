@@ -180,6 +180,7 @@ impl<S: Sockets> Ingress<S> {
             rpc: Vec::new(),
             after: None,
             trace: trace::of(&parts.headers),
+            sql: None,
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));

@@ -31,6 +31,7 @@
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
+//! - [`postgres`]: sessions with databases, statement by statement
 //! - [`tcp`]: connections that nobody looks into
 //! - [`upstream_proxy`]: whom calls go through, where the operator says so; [`doh`]: DNS inside HTTPS
 //! - [`ingress`]: people come in
@@ -106,6 +107,7 @@ pub struct Gate {
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) rates: tcp::Rates,
+    pub(crate) sessions: postgres::cancel::Sessions,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: rpc::Servers,
     pub(crate) barriers: Barriers,
@@ -119,6 +121,7 @@ struct Shared {
     authority: Arc<tls::Authority>,
     dialler: Arc<dial::Dialler>,
     connections: Arc<Semaphore>,
+    sessions: postgres::cancel::Sessions,
     current: Arc<reload::Current>,
     barriers: Barriers,
 }
@@ -313,6 +316,7 @@ impl Gate {
             authority: Arc::new(authority),
             dialler: Arc::new(dialler.going(proxy, barriers.addresses)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            sessions: postgres::cancel::Sessions::default(),
             current: Arc::default(),
             barriers,
         };
@@ -349,6 +353,7 @@ impl Gate {
             authority: Arc::clone(&self.authority),
             dialler: Arc::clone(&self.dialler),
             connections: Arc::clone(&self.connections),
+            sessions: self.sessions.clone(),
             current: Arc::clone(&self.current),
             barriers: self.barriers,
         };
@@ -380,7 +385,7 @@ impl Gate {
             Some(before) => tls::Trust::load_after(&config.grants, &credentials, before, config.system_pem.as_deref()),
         }
         .map_err(tls)?;
-        let Shared { recorder, names, authority, dialler, connections, current, barriers } = shared;
+        let Shared { recorder, names, authority, dialler, connections, sessions, current, barriers } = shared;
         Ok(Arc::new(Self {
             policy,
             decisions: decide::Decisions::default(),
@@ -394,6 +399,7 @@ impl Gate {
             pool: Arc::new(relay::Pool::default()),
             connections,
             rates: tcp::Rates::new(&config.grants),
+            sessions,
             ledger: Arc::new(ledger),
             servers: rpc::Servers::default(),
             barriers,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use ringfence_audit::{
-    CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError, RpcSaid,
+    CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError, RpcSaid, SqlAsked,
 };
 use ringfence_model::CallId;
 use ringfence_policy::{Denial, Permit};
@@ -43,7 +43,7 @@ type Again = (&'static str, String, Option<String>);
 pub struct Subject {
     /// Which way.
     pub direction: Direction,
-    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`.
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`.
     pub protocol: &'static str,
     /// Host as policy sees it.
     pub host: String,
@@ -63,6 +63,8 @@ pub struct Subject {
     pub after: Option<CallId>,
     /// The trace that it belongs to, and the span that it was made in.
     pub trace: Option<String>,
+    /// What it asks of a database.
+    pub sql: Option<SqlAsked>,
 }
 
 impl Subject {
@@ -81,6 +83,7 @@ impl Subject {
             rpc: Vec::new(),
             after: None,
             trace: None,
+            sql: None,
         }
     }
 }
@@ -240,6 +243,7 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         model: subject.model,
         llm: subject.llm.map(Box::new),
         rpc: subject.rpc,
+        sql: subject.sql.map(Box::new),
         decision,
         reason: String::new(),
         why: String::new(),

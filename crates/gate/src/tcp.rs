@@ -23,7 +23,7 @@ use crate::{Gate, call, decide, relay};
 const PROTOCOL: &str = "tcp";
 
 /// After how long without a byte either way a connection is cut.
-const IDLE: Duration = Duration::from_secs(60 * 60);
+pub(crate) const IDLE: Duration = Duration::from_secs(60 * 60);
 
 /// One direction's buffer.
 const BUFFER: usize = 16 * 1024;
@@ -121,8 +121,7 @@ where
         account: account.as_deref(),
         rates: gate.rates.of(at),
         left: AtomicU64::new(rules.max_bytes.map_or(u64::MAX, |bytes| bytes.0)),
-        last: Mutex::new(Instant::now()),
-        idle: IDLE,
+        quiet: Quiet::new(IDLE),
     };
     let allows = |policy: &Policy| decide::tcp(policy, &host, port).is_ok();
     let done = tokio::select! {
@@ -141,9 +140,35 @@ struct Tunnel<'a> {
     rates: [Option<&'a Bucket>; 2],
     /// Bytes that may still go through.
     left: AtomicU64,
-    /// When a byte last went through.
+    quiet: Quiet,
+}
+
+/// Notices when nothing goes through a connection for too long.
+pub(crate) struct Quiet {
     last: Mutex<Instant>,
-    idle: Duration,
+    most: Duration,
+}
+
+impl Quiet {
+    pub(crate) fn new(most: Duration) -> Self {
+        Self { last: Mutex::new(Instant::now()), most }
+    }
+
+    /// A byte went through.
+    pub(crate) fn broken(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Waits until it has been quiet for too long, and says so.
+    pub(crate) async fn too_long(&self) -> String {
+        loop {
+            let quiet = self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            if quiet >= self.most {
+                return "idle_timeout: nothing was said either way".into();
+            }
+            tokio::time::sleep(self.most - quiet).await;
+        }
+    }
 }
 
 impl Tunnel<'_> {
@@ -183,7 +208,7 @@ impl Tunnel<'_> {
         };
         tokio::select! {
             done = async { tokio::try_join!(up, down) } => done.map(drop),
-            why = self.grown_idle() => Err(why),
+            why = self.quiet.too_long() => Err(why),
         }
     }
 
@@ -196,7 +221,7 @@ impl Tunnel<'_> {
         way: &str,
     ) -> Result<&'b [u8], String> {
         let count = from.read(buffer).await.map_err(|e| format!("{way}: {e}"))?;
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.quiet.broken();
         let allowed =
             self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count as u64));
         if allowed.is_err() {
@@ -207,19 +232,9 @@ impl Tunnel<'_> {
         }
         if let Some(wait) = rate.map(|bucket| bucket.take(count, Instant::now())).filter(|wait| !wait.is_zero()) {
             tokio::time::sleep(wait).await;
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            self.quiet.broken();
         }
         Ok(buffer.get(..count).unwrap_or_default())
-    }
-
-    async fn grown_idle(&self) -> String {
-        loop {
-            let quiet = self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-            if quiet >= self.idle {
-                return "idle_timeout: nothing was said either way".into();
-            }
-            tokio::time::sleep(self.idle - quiet).await;
-        }
     }
 }
 
@@ -269,8 +284,7 @@ mod tests {
             account: None,
             rates: [None, None],
             left: AtomicU64::new(u64::MAX),
-            last: Mutex::new(Instant::now()),
-            idle,
+            quiet: Quiet::new(idle),
         };
         let (mut agent, agents_end) = tokio::io::duplex(64);
         let (_upstream, upstreams_end) = tokio::io::duplex(64);

@@ -22,144 +22,23 @@ const WRITES: [&str; 3] = ["nextval", "pg_notify", "setval"];
 
 /// Words before a parenthesis that make no call: reserved ones, those with a syntax of their own, names of types with
 /// a length, and parts of clauses.
-const NO_CALL: &[&str] = &[
-    "all",
-    "and",
-    "any",
-    "array",
-    "as",
-    "asc",
-    "between",
-    "bit",
-    "by",
-    "bytea",
-    "case",
-    "cast",
-    "char",
-    "character",
-    "check",
-    "coalesce",
-    "conflict",
-    "constraint",
-    "cross",
-    "cube",
-    "dec",
-    "decimal",
-    "default",
-    "desc",
-    "distinct",
-    "else",
-    "end",
-    "except",
-    "exclude",
-    "exists",
-    "extract",
-    "filter",
-    "float",
-    "for",
-    "foreign",
-    "from",
-    "full",
-    "greatest",
-    "group",
-    "grouping",
-    "hash",
-    "having",
-    "ilike",
-    "in",
-    "include",
-    "inherits",
-    "inner",
-    "insert",
-    "intersect",
-    "interval",
-    "into",
-    "is",
-    "join",
-    "json_array",
-    "json_arrayagg",
-    "json_exists",
-    "json_object",
-    "json_objectagg",
-    "json_query",
-    "json_scalar",
-    "json_serialize",
-    "json_table",
-    "json_value",
-    "key",
-    "lateral",
-    "least",
-    "like",
-    "limit",
-    "list",
-    "materialized",
-    "natural",
-    "nchar",
-    "normalize",
-    "not",
-    "null",
-    "nullif",
-    "numeric",
-    "of",
-    "offset",
-    "on",
-    "only",
-    "operator",
-    "or",
-    "order",
-    "outer",
-    "over",
-    "overlaps",
-    "overlay",
-    "partition",
-    "passing",
-    "path",
-    "placing",
-    "position",
-    "primary",
-    "range",
-    "references",
-    "returning",
-    "rollup",
-    "row",
-    "select",
-    "set",
-    "sets",
-    "similar",
-    "some",
-    "substring",
-    "symmetric",
-    "table",
-    "then",
-    "time",
-    "timestamp",
-    "to",
-    "treat",
-    "trim",
-    "union",
-    "unique",
-    "using",
-    "values",
-    "varbit",
-    "varchar",
-    "variadic",
-    "varying",
-    "when",
-    "where",
-    "window",
-    "with",
-    "within",
-    "xmlattributes",
-    "xmlconcat",
-    "xmlelement",
-    "xmlexists",
-    "xmlforest",
-    "xmlnamespaces",
-    "xmlparse",
-    "xmlpi",
-    "xmlroot",
-    "xmlserialize",
-    "xmltable",
+static NO_CALL: LazyLock<HashSet<&'static str>> = LazyLock::new(|| include_str!("no_call.txt").lines().collect());
+
+/// Those of them that are not reserved, so that functions may be called so, and behind what they make no call.
+const NOT_RESERVED: [(&str, &[&str]); 13] = [
+    ("by", &["group", "order", "partition"]),
+    ("conflict", &["on"]),
+    ("filter", &[")"]),
+    ("hash", &["by"]),
+    ("include", &[")"]),
+    ("inherits", &[")"]),
+    ("key", &["foreign", "primary"]),
+    ("list", &["by"]),
+    ("materialized", &["as", "not"]),
+    ("over", &[")"]),
+    ("passing", &[")"]),
+    ("range", &["by"]),
+    ("sets", &["grouping"]),
 ];
 
 /// What a text of SQL does. Several statements in one text count together.
@@ -169,12 +48,16 @@ pub struct Summary {
     pub classes: Vec<&'static str>,
     /// Functions that may have effects.
     pub functions: Vec<String>,
+    /// How many statements there are.
+    pub statements: u64,
     /// First words of the statements.
     pub verbs: Vec<String>,
     /// What the statements seem to be about; for people.
     pub tables: Vec<String>,
     /// `sha256:` digest of the text with every constant replaced by `?`.
     pub digest: String,
+    /// Whether the server keeps a statement of it that may be run later.
+    pub keeps: bool,
     /// Why it is `other`.
     pub note: Option<String>,
 }
@@ -187,6 +70,7 @@ const MAX_TOLD: usize = 32;
 pub fn understand(text: &str) -> Summary {
     let mut found = Found::default();
     let mut verbs: Vec<String> = Vec::new();
+    let mut statements = 0;
     let mut digest = Context::new(&SHA256);
     match lex::tokens(text) {
         Err(why) => {
@@ -196,6 +80,7 @@ pub fn understand(text: &str) -> Summary {
         Ok(tokens) => {
             for statement in tokens.split(|token| token.kind == Kind::Symbol(b';')).filter(|s| !s.is_empty()) {
                 let statement = Statement { text, tokens: statement, leading: Leading::Any };
+                statements += 1;
                 if verbs.len() < MAX_TOLD {
                     verbs.push(statement.word(0).unwrap_or_else(|| "(".into()).chars().take(40).collect());
                 }
@@ -218,11 +103,19 @@ pub fn understand(text: &str) -> Summary {
     Summary {
         classes: found.classes.into_iter().collect(),
         functions: found.functions.into_iter().collect(),
+        statements,
         verbs,
         tables: found.tables.into_iter().take(MAX_TOLD).collect(),
         digest: format!("sha256:{hex}"),
+        keeps: found.keeps,
         note: found.note,
     }
+}
+
+/// What is known of a text that cannot be read at all.
+#[must_use]
+pub fn unreadable(why: &str) -> Summary {
+    Summary { classes: vec!["other"], verbs: Vec::new(), note: Some(why.to_owned()), ..understand("") }
 }
 
 #[derive(Default)]
@@ -230,6 +123,7 @@ struct Found {
     classes: BTreeSet<&'static str>,
     functions: BTreeSet<String>,
     tables: BTreeSet<String>,
+    keeps: bool,
     note: Option<String>,
 }
 
@@ -287,6 +181,17 @@ impl<'a> Statement<'a> {
         words.iter().any(|word| self.is(at, word))
     }
 
+    /// Whether a word makes no call of the parenthesis behind it.
+    fn begins_clause(&self, at: usize) -> bool {
+        let Some(word) = self.word(at).filter(|word| NO_CALL.contains(word.as_str())) else { return false };
+        match NOT_RESERVED.iter().find(|(name, _)| *name == word) {
+            None => true,
+            Some((_, behind)) => at.checked_sub(1).is_some_and(|before| {
+                self.is_one_of(before, behind) || (behind.contains(&")") && self.is_symbol(before, b')'))
+            }),
+        }
+    }
+
     fn is_symbol(&self, at: usize, symbol: u8) -> bool {
         self.kind(at) == Some(Kind::Symbol(symbol))
     }
@@ -317,6 +222,7 @@ impl<'a> Statement<'a> {
         }
         let first = self.word(0).unwrap_or_default();
         let second = |word: &str| self.is(1, word);
+        found.keeps |= matches!(first.as_str(), "declare" | "prepare");
         match first.as_str() {
             "select" | "values" | "table" | "with" => self.scan("select", found),
             "" if self.is_symbol(0, b'(') => self.scan("select", found),
@@ -521,7 +427,7 @@ impl<'a> Statement<'a> {
         }
         let function =
             self.is_symbol(end + 1, b'(') && !self.is_one_of(at.saturating_sub(1), &["into", "table", "copy"]);
-        if !function && !(at == end && self.is_one_of(at, NO_CALL)) {
+        if !(function || at == end && self.begins_clause(at)) {
             found.tables.insert(self.name(at, end).chars().take(128).collect());
         }
     }
@@ -554,7 +460,7 @@ impl<'a> Statement<'a> {
         }
         let simple = first == last;
         let dotted = first.checked_sub(1).is_some_and(|before| self.is_symbol(before, b'.'));
-        let keyword = simple && !dotted && (first == 0 || self.is_one_of(last, NO_CALL));
+        let keyword = simple && !dotted && (first == 0 || self.begins_clause(last));
         if (keyword && self.kind(last) == Some(Kind::Word)) || (!dotted && self.is_no_call(first, at)) {
             return;
         }
@@ -668,7 +574,7 @@ impl<'a> Statement<'a> {
         }
         // Behind `OPERATOR(…)` comes what it is applied to.
         matches!(self.kind(last), Some(Kind::Quoted | Kind::Word))
-            && !(first == last && self.is_one_of(last, NO_CALL))
+            && !(first == last && self.begins_clause(last))
             && at_table(first)
     }
 }

@@ -107,7 +107,10 @@ pub fn reset(tokens: &[(Kind, String)], mut note: impl FnMut(Effect)) {
         ["all" | "role" | "search_path" | "client_encoding"] | ["session", "authorization"] | ["time", "zone"] => {
             Effect::Session
         }
-        [name] if is_harmless(name) || READ_ONLY.contains(name) => Effect::Session,
+        ["default_transaction_read_only"] => Effect::Session,
+        // Versions before 16 take a transaction back to what the server was compiled with.
+        ["transaction_read_only"] => Effect::Write,
+        [name] if is_harmless(name) => Effect::Session,
         _ => refused(words.first().copied().unwrap_or_default()),
     });
 }

@@ -23,6 +23,11 @@ const TABLE: &[(&str, &str)] = &[
     ("select pg_catalog.lower(a), \"lower\"(b), LOWER(c) from t", "select"),
     ("select 'delete from t', $$drop table t$$, \"update\" from t -- delete\n/* insert */", "select"),
     ("select t.update, t.delete from t", "select"),
+    (
+        "select sum(a) filter (where b) over (order by c), count(*) over (w) from t group by grouping sets ((a), ())",
+        "select",
+    ),
+    ("with x as not materialized (select 1) select * from x group by a, rollup (b)", "select"),
     ("select substring(a from 1 for 2), extract(year from b), position('a' in c) from t", "select"),
     ("explain select 1", "select"),
     ("explain (analyze, buffers) select 1", "select"),
@@ -93,6 +98,8 @@ const TABLE: &[(&str, &str)] = &[
     ("create table t as with x as (delete from u returning *) select * from x", "ddl+write"),
     ("create unique index concurrently i on only t using btree (lower(a), b) where length(a) > 1", "ddl"),
     ("create or replace view v (a) as select 1", "ddl"),
+    ("create table t (a int, b int, primary key (a), foreign key (b) references u(a)) partition by hash (a)", "ddl"),
+    ("create table t (a int) inherits (u); create index i on t (a) include (b)", "ddl"),
     ("create type mood as enum ('a', 'b')", "ddl"),
     ("alter table t add column a varchar(3) default 'x', add foreign key (b) references u(c)", "ddl"),
     ("drop table if exists t cascade", "ddl"),
@@ -117,6 +124,11 @@ const TABLE: &[(&str, &str)] = &[
     ("select a[1: :pg_sleep(1)], a[1:pg_sleep(1)] from t", "select|pg_sleep"),
     ("select * from t join u on pg_sleep(1) is null", "select|pg_sleep"),
     ("select pg_terminate_backend(1), pg_reload_conf()", "select|pg_reload_conf,pg_terminate_backend"),
+    (
+        "select key('x'), list(1), over (a), path('x'), hash(2), a from t where filter(b)",
+        "select|filter,hash,key,list,over",
+    ),
+    ("select by(1), within(1), of(1), partition(1)", "select|by,of,partition,within"),
     ("execute p(pg_sleep(1))", "session|pg_sleep"),
     ("call p(1)", "write|p"),
     ("create index i on t (f(a))", "ddl|f"),
@@ -142,6 +154,8 @@ const TABLE: &[(&str, &str)] = &[
     ("set search_path = U&'pg!005fcatalog' uescape '!'", "other"),
     ("set search_path = 'evil, pg_cat'\n'alog'", "other"),
     ("set session_replication_role = replica", "other"),
+    ("reset transaction_read_only", "write"),
+    ("reset default_transaction_read_only", "session"),
     ("reset standard_conforming_strings", "session!"),
     ("alter system set archive_command = 'x'", "other"),
     ("alter role me superuser", "other"),
@@ -304,6 +318,19 @@ proptest! {
         let seen = summary.functions.iter().any(|name| name.ends_with("evil")) || summary.classes.contains(&"other");
         prop_assert!(seen, "{summary:?}");
     }
+}
+
+#[test]
+fn what_the_server_keeps_is_known() {
+    for (text, keeps) in [
+        ("prepare p as select 1", true),
+        ("declare c cursor for select 1", true),
+        ("select 1; select 2", false),
+        ("execute p", false),
+    ] {
+        assert_eq!(understand(text).keeps, keeps, "{text}");
+    }
+    assert!(understand(&format!("{}prepare p as select 1", "select 1;".repeat(100))).keeps);
 }
 
 #[test]

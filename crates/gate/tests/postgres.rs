@@ -135,6 +135,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         Some((char::from(kind), body))
     }
 
+    /// What a query gives, as its rows came.
+    async fn rows(&mut self, text: &str) -> Vec<u8> {
+        self.say(vec![query(text)]).await;
+        let mut rows = Vec::new();
+        loop {
+            match self.next().await.unwrap() {
+                ('D', body) => rows.extend(body),
+                ('Z', _) => return rows,
+                _ => {}
+            }
+        }
+    }
+
     /// Types of messages until the server is ready, errors with their code, and the last transaction status.
     async fn until_ready(&mut self) -> String {
         let mut heard = String::new();
@@ -798,4 +811,132 @@ async fn bytes_that_are_no_messages_end_a_session() {
         assert_eq!(raw.until_ready().await, ".", "{bytes:?}");
         assert!(agent.fence.log.outcome(0).await.error.unwrap().starts_with("protocol"), "{bytes:?}");
     }
+}
+
+/// Parts of texts in which a change hides, or seems to.
+const PARTS: &[&str] = &[
+    "'",
+    "''",
+    "\"",
+    "$$",
+    "$a$",
+    "/*",
+    "*/",
+    "--",
+    "\n",
+    "\r",
+    "E'",
+    "e'\\'",
+    "\\'",
+    "\\",
+    "U&'",
+    "N'",
+    "B'1'",
+    "1",
+    "1.5",
+    "1e",
+    ";",
+    "; ",
+    ";;",
+    "select 1",
+    "select 'a'",
+    "select 1 as x",
+    "select $$ ; $$",
+    "select E'\\''",
+    "select \"t\".id from t",
+    "delete from t",
+    "insert into t values (7)",
+    "update t set id = 8",
+    "truncate t",
+    "drop table t",
+    "select evil()",
+    "select \"evil\" ( )",
+    "select public . evil()",
+    "select * from evil() x",
+    "select * from evil() as x (a)",
+    "with x as (delete from t returning *) select * from x",
+    "explain analyze delete from t",
+    "select * into u from t",
+    "create table u (a int)",
+    "do $$ begin delete from t; end $$",
+    "prepare p as delete from t; execute p",
+    "declare c cursor with hold for select evil()",
+    "copy (delete from t returning *) to stdout",
+    "select nextval('s')",
+    "select distinct on (id) evil() from t",
+    "select 1 operator(pg_catalog.+) evil()",
+    "select set_config('a.b', 'c', false)",
+    "select case when true then evil() end",
+    "select array[evil()]",
+    "select - evil()",
+    "values (evil())",
+    "table t",
+    "begin",
+    "commit",
+    "rollback",
+    "savepoint a",
+    " ",
+    "\u{a0}",
+    "\u{e9}",
+    "x",
+    "as",
+    "evil",
+    "(",
+    ")",
+    "()",
+    ",",
+    "a$b$",
+    "$1",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_that_seems_to_read_changes_anything() {
+    use proptest::strategy::{Strategy, ValueTree};
+    use ringfence_gate::postgres::classify;
+
+    let database = Database::start();
+    database.sql(
+        "create function evil() returns int language plpgsql as $$ begin insert into t values (9); return 1; end $$",
+    );
+    let state = "select (select string_agg(t::text, ',' order by id) from t), (select count(*) from pg_class), \
+                 (select last_value from s)";
+    let mut owner = Raw(tokio::net::UnixStream::connect(database.socket()).await.unwrap());
+    let first =
+        Message::untyped().u32(wire::VERSION).text("user").text("postgres").text("client_encoding").text("UTF8");
+    owner.say(vec![first.bytes(&[0])]).await;
+    owner.until_ready().await;
+    let before = owner.rows(state).await;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let texts = proptest::collection::vec(proptest::sample::select(PARTS), 1..7);
+    let (mut read, mut ran, mut changed) = (0, 0, 0);
+    for _ in 0..20_000 {
+        let text = texts.new_tree(&mut runner).unwrap().current().concat();
+        let summary = classify::understand(&text);
+        let harmless = summary.functions.is_empty()
+            && summary.classes.iter().all(|class| ["select", "session", "transaction"].contains(class));
+        if !harmless && read > ran / 2 {
+            // Enough of them show that the texts do change what they are about.
+            continue;
+        }
+        owner.say(vec![query(&text)]).await;
+        let heard = owner.until_ready().await;
+        ran += 1;
+        owner.say(vec![query("rollback"), query("deallocate all"), query("close all")]).await;
+        for _ in 0..3 {
+            owner.until_ready().await;
+        }
+        let after = owner.rows(state).await;
+        if harmless {
+            read += 1;
+            assert_eq!(after, before, "{text:?} is {summary:?}, and the server answered {heard}");
+        } else if after != before {
+            changed += 1;
+            let repair = "drop table if exists u; create table if not exists t (id int primary key, name text); \
+                          truncate t; insert into t values (1, 'one'); select setval('s', 1, false)";
+            owner.say(vec![query(repair)]).await;
+            owner.until_ready().await;
+            assert_eq!(owner.rows(state).await, before, "{text:?} is undone");
+        }
+    }
+    assert!(read > 2000 && changed > 100, "{read} read, {changed} of {ran} changed something");
 }

@@ -138,6 +138,11 @@ impl Database {
         done(&self.owner_psql(sql))
     }
 
+    /// A socket to the server for its owner, past the gate.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join(format!(".s.PGSQL.{}", self.address.port()))
+    }
+
     pub fn rows(&self) -> String {
         self.sql("select count(*) from t")
     }

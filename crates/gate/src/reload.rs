@@ -56,12 +56,10 @@ impl Gate {
     /// Ends once a later policy no longer allows what `allows` asks it about; of what runs on without being asked again.
     pub(crate) async fn until_denied(self: &Arc<Self>, allows: impl Fn(&Policy) -> bool) {
         let mut changes = self.current.changes.subscribe();
-        loop {
+        // The policy may have changed while the way to the upstream was opened.
+        while allows(&self.latest().policy) {
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
-            }
-            if !allows(&self.latest().policy) {
-                return;
             }
         }
     }

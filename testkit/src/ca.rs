@@ -91,6 +91,12 @@ impl Leaf {
         std::fs::write(key, self.key.serialize_pem())
     }
 
+    /// Certificate and key, as PEM.
+    #[must_use]
+    pub fn pems(&self) -> [String; 2] {
+        [self.pem.clone(), self.key.serialize_pem()]
+    }
+
     /// What a server needs to speak TLS with it, offering HTTP/2 and HTTP/1.1.
     ///
     /// # Errors

@@ -385,7 +385,7 @@ async fn a_database_that_is_another_s_is_refused() {
         let outcome = fence.log.outcome(0).await;
         assert!(outcome.error.clone().unwrap().starts_with(want), "{:?}", outcome.error);
     }
-    let plain = Database::with("off", DB_HOST);
+    let plain = Database::with(false, DB_HOST);
     let agent = Agent::new(of(&plain, &[Select])).await;
     assert!(refused(&agent.psql("select 1").await));
     assert!(agent.fence.log.outcome(0).await.error.unwrap().starts_with("tls_failed: the database has no TLS"));

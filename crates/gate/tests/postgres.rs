@@ -615,6 +615,7 @@ async fn a_reading_session_stays_one_that_may_only_read() {
         "set transaction_read_only = off",
         "set default_transaction_read_only = off",
         "set session characteristics as transaction read write",
+        "update pg_settings set setting = 'off' where name = 'default_transaction_read_only'",
     ] {
         let mut raw = agent.raw(&[]).await;
         assert_eq!(raw.until_ready().await, "RKZI");
@@ -638,6 +639,21 @@ async fn a_reading_session_stays_one_that_may_only_read() {
     let agent =
         Agent::new(change(of(&database, &[Select, Write]), |rules| rules.functions = vec!["hidden".into()])).await;
     assert_eq!(agent.psql("select hidden()").await, "8", "without it, it does write");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_view_by_which_settings_change_is_not_written() {
+    let database = Database::start();
+    // With a setting of its own, what reads as a string here would end in the middle there.
+    let writer = Agent::new(of(&database, &[Ddl, Select, Write])).await;
+    let off = "update pg_settings set setting = 'off' where name = 'standard_conforming_strings'";
+    for text in [off, "create temp view v as select * from pg_settings"] {
+        assert!(writer.psql(text).await.contains("is not granted"), "{text}");
+    }
+    let mut owner = owner_of(&database).await;
+    owner.rows(off).await;
+    owner.rows(r"select '\', ' ; insert into t values (77); -- '").await;
+    assert_eq!(database.sql("delete from t where id = 77 returning id"), "77", "past the gate it does");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -686,6 +702,39 @@ fn asks(number: u32, content: &[u8]) -> Vec<u8> {
     Message::new(b'R').u32(number).bytes(content).finish().unwrap()
 }
 
+/// That the agent is who it says, and what is settled.
+fn welcomes() -> Vec<u8> {
+    [asks(0, b""), reports("client_encoding", "UTF8"), reports("standard_conforming_strings", "on")].concat()
+}
+
+fn reports(name: &str, value: &str) -> Vec<u8> {
+    Message::new(b'S').text(name).text(value).finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_what_is_settled_gets_no_session() {
+    let [utf8, sjis] = ["UTF8", "SJIS"].map(|encoding| reports("client_encoding", encoding));
+    let [on, off] = ["on", "off"].map(|value| reports("standard_conforming_strings", value));
+    let writable = reports("default_transaction_read_only", "off");
+    for (said, opened) in [
+        ([utf8.clone(), on.clone()].concat(), true),
+        ([utf8.clone(), off].concat(), false),
+        ([sjis, on.clone()].concat(), false),
+        ([utf8.clone(), on.clone(), writable].concat(), false),
+        (utf8, false),
+        (on, false),
+        (Vec::new(), false),
+    ] {
+        let (address, _) = scripted(vec![[asks(0, b""), said, ready()].concat()]).await;
+        let agent = Agent::new(granted(address, None, &[Select])).await;
+        let mut raw = agent.raw(&[]).await;
+        assert_eq!(raw.until_ready().await, if opened { "RZI" } else { "E(28000)." });
+        if !opened {
+            assert!(agent.fence.log.outcome(0).await.error.unwrap().starts_with("unsettled"));
+        }
+    }
+}
+
 fn ready() -> Vec<u8> {
     Message::new(b'Z').bytes(b"I").finish().unwrap()
 }
@@ -699,7 +748,7 @@ async fn a_server_that_does_not_prove_itself_gets_no_session() {
             vec![scram(), asks(11, b"r=other,s=AAAA,i=4096")],
             "auth_failed: the server's challenge is not for this session",
         ),
-        (vec![scram(), [asks(0, b""), ready()].concat()], "auth_failed: the database did not show"),
+        (vec![scram(), [welcomes(), ready()].concat()], "auth_failed: the database did not show"),
         (vec![scram(), asks(12, b"v=AAAA")], "auth_failed: the server does not know the password itself"),
         (vec![scram(), scram()], "auth_failed: the database asks twice"),
         (vec![asks(10, b"SCRAM-SHA-1\0\0")], "auth_failed: the database offers no mechanism"),
@@ -749,7 +798,7 @@ async fn a_wrong_signature_of_the_server_is_refused_after_a_right_exchange() {
 
 #[tokio::test]
 async fn a_session_ends_when_the_server_leaves_what_was_settled_or_the_protocol() {
-    let open = || [asks(0, b""), ready()].concat();
+    let open = || [welcomes(), ready()].concat();
     for (said, want) in [
         (Message::new(b'S').text("standard_conforming_strings").text("off"), "unsettled"),
         (Message::new(b'S').text("client_encoding").text("SJIS"), "unsettled"),
@@ -775,7 +824,7 @@ async fn a_session_ends_when_the_server_leaves_what_was_settled_or_the_protocol(
 
 #[tokio::test]
 async fn what_is_denied_does_not_reach_the_server_and_its_word_for_it_is_not_shown() {
-    let open = [asks(0, b""), ready()].concat();
+    let open = [welcomes(), ready()].concat();
     let failed = [wire::error("ERROR", "42601", "syntax error at or near RINGFENCE", None), ready()].concat();
     let (address, heard) = scripted(vec![open, failed]).await;
     let agent = Agent::new(granted(address, None, &[Select])).await;
@@ -803,7 +852,7 @@ async fn bytes_that_are_no_messages_end_a_session() {
         b"?\0\0\0\x04",
         b"S\0\0\0\x05a",
     ] {
-        let (address, _) = scripted(vec![[asks(0, b""), ready()].concat()]).await;
+        let (address, _) = scripted(vec![[welcomes(), ready()].concat()]).await;
         let agent = Agent::new(granted(address, None, &[Select])).await;
         let mut raw = agent.raw(&[]).await;
         assert_eq!(raw.until_ready().await, "RZI");
@@ -811,6 +860,16 @@ async fn bytes_that_are_no_messages_end_a_session() {
         assert_eq!(raw.until_ready().await, ".", "{bytes:?}");
         assert!(agent.fence.log.outcome(0).await.error.unwrap().starts_with("protocol"), "{bytes:?}");
     }
+}
+
+/// The owner of a database, past the gate.
+async fn owner_of(database: &Database) -> Raw<tokio::net::UnixStream> {
+    let mut owner = Raw(tokio::net::UnixStream::connect(database.socket()).await.unwrap());
+    let first =
+        Message::untyped().u32(wire::VERSION).text("user").text("postgres").text("client_encoding").text("UTF8");
+    owner.say(vec![first.bytes(&[0])]).await;
+    owner.until_ready().await;
+    owner
 }
 
 /// Parts of texts in which a change hides, or seems to.
@@ -852,6 +911,10 @@ const PARTS: &[&str] = &[
     "select evil()",
     "select \"evil\" ( )",
     "select public . evil()",
+    "select (1).evil",
+    "select (select 1) . evil",
+    "select (array[1])[1].\"evil\"",
+    ".evil",
     "select * from evil() x",
     "select * from evil() as x (a)",
     "with x as (delete from t returning *) select * from x",
@@ -896,15 +959,12 @@ async fn no_text_that_seems_to_read_changes_anything() {
 
     let database = Database::start();
     database.sql(
-        "create function evil() returns int language plpgsql as $$ begin insert into t values (9); return 1; end $$",
+        "create function evil() returns int language plpgsql as $$ begin insert into t values (9); return 1; end $$;
+         create function evil(int) returns int language sql as 'insert into t values (9); select 1'",
     );
     let state = "select (select string_agg(t::text, ',' order by id) from t), (select count(*) from pg_class), \
                  (select last_value from s)";
-    let mut owner = Raw(tokio::net::UnixStream::connect(database.socket()).await.unwrap());
-    let first =
-        Message::untyped().u32(wire::VERSION).text("user").text("postgres").text("client_encoding").text("UTF8");
-    owner.say(vec![first.bytes(&[0])]).await;
-    owner.until_ready().await;
+    let mut owner = owner_of(&database).await;
     let before = owner.rows(state).await;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let texts = proptest::collection::vec(proptest::sample::select(PARTS), 1..7);
@@ -938,5 +998,5 @@ async fn no_text_that_seems_to_read_changes_anything() {
             assert_eq!(owner.rows(state).await, before, "{text:?} is undone");
         }
     }
-    assert!(read > 2000 && changed > 100, "{read} read, {changed} of {ran} changed something");
+    assert!(read > 1500 && changed > 100, "{read} read, {changed} of {ran} changed something");
 }

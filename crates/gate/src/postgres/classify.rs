@@ -41,6 +41,9 @@ const NOT_RESERVED: [(&str, &[&str]); 13] = [
     ("sets", &["grouping"]),
 ];
 
+/// The view by whose change a session changes any of its settings, as may a view on it.
+const SETTINGS: &str = "pg_settings";
+
 /// What a text of SQL does. Several statements in one text count together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
@@ -85,6 +88,10 @@ pub fn understand(text: &str) -> Summary {
                     verbs.push(statement.word(0).unwrap_or_else(|| "(".into()).chars().take(40).collect());
                 }
                 statement.classify(&mut found, 0);
+            }
+            let whole = Statement { text, tokens: &tokens, leading: Leading::Any };
+            if whole.names(SETTINGS) && ["ddl", "write"].iter().any(|class| found.classes.contains(class)) {
+                found.other(format!("changing `{SETTINGS}` changes settings"));
             }
             for token in &tokens {
                 match token.kind {
@@ -132,6 +139,26 @@ impl Found {
         self.classes.insert("other");
         self.note.get_or_insert_with(|| why.into());
     }
+
+    /// Notes what calling a function amounts to.
+    fn called(&mut self, name: &str) {
+        let own = match name.split_once('.') {
+            None => Some(name),
+            Some(("pg_catalog", own)) => Some(own),
+            Some(("information_schema", own)) if own.starts_with("_pg_") => return,
+            Some(_) => None,
+        };
+        match own {
+            Some(own) if WRITES.contains(&own) => {
+                self.classes.insert("write");
+            }
+            Some(own) if HARMLESS.contains(own) => {}
+            _ if self.functions.len() < MAX_TOLD => {
+                self.functions.insert(name.chars().take(128).collect());
+            }
+            _ => self.other("it calls too many functions"),
+        }
+    }
 }
 
 /// One statement, or one within another.
@@ -152,6 +179,9 @@ enum Leading {
     /// With the places of its first `ON` and `USING`.
     CreateIndex(Option<usize>, Option<usize>),
 }
+
+/// Parts that a name has at most: database, schema, table, column. More are taken for an expression's.
+const MAX_PARTS: usize = 4;
 
 /// The longest `SET`, in tokens.
 const MAX_SETTING: usize = 200;
@@ -198,6 +228,14 @@ impl<'a> Statement<'a> {
 
     fn has(&self, words: &[&str]) -> bool {
         (0..self.tokens.len()).any(|at| self.is_one_of(at, words))
+    }
+
+    /// Whether something of this name stands anywhere.
+    fn names(&self, name: &str) -> bool {
+        // WHY: with an encoding of one byte and a Turkish locale, a server makes that letter a plain `i`.
+        (0..self.tokens.len()).any(|at| {
+            matches!(self.kind(at), Some(Kind::Quoted | Kind::Word)) && self.part(at).replace('\u{130}', "i") == name
+        })
     }
 
     fn from(&self, at: usize) -> Self {
@@ -389,6 +427,7 @@ impl<'a> Statement<'a> {
             let before = at.checked_sub(1);
             match token.kind {
                 Kind::Symbol(b'(') => self.call(at, found),
+                Kind::Symbol(b'.') => self.selection(at, found),
                 // Behind a dot stands a name, whatever it is called.
                 Kind::Word if before.is_some_and(|b| self.is_symbol(b, b'.')) => {}
                 Kind::Word => self.keyword(at, found),
@@ -440,6 +479,8 @@ impl<'a> Statement<'a> {
     fn part(&self, at: usize) -> String {
         let text = self.of(at);
         match self.kind(at) {
+            // It is one name, and no grant has it.
+            Some(Kind::Quoted) if text.contains('.') => text.to_owned(),
             Some(Kind::Quoted) => text.get(1..text.len().saturating_sub(1)).unwrap_or_default().replace("\"\"", "\""),
             _ => text.to_ascii_lowercase(),
         }
@@ -465,23 +506,27 @@ impl<'a> Statement<'a> {
             return;
         }
         let name = self.name(first, last);
-        let own = match name.split_once('.') {
-            None => Some(name.as_str()),
-            Some(("pg_catalog", own)) => Some(own),
-            Some(("information_schema", own)) if own.starts_with("_pg_") => return,
-            Some(_) => None,
-        };
-        match own {
-            Some("set_config") if self.sets_harmless(at) => {}
-            Some(own) if WRITES.contains(&own) => {
-                found.classes.insert("write");
-            }
-            Some(own) if HARMLESS.contains(own) => {}
-            _ if found.functions.len() < MAX_TOLD => {
-                found.functions.insert(name.chars().take(128).collect());
-            }
-            _ => found.other("it calls too many functions"),
+        if !(matches!(name.as_str(), "set_config" | "pg_catalog.set_config") && self.sets_harmless(at)) {
+            found.called(&name);
         }
+    }
+
+    /// Notes the call that `.name` at `dot` may be: behind an expression `(a).f` is `f(a)`, whatever the type of `a`.
+    /// Behind a name it is a part of it.
+    fn selection(&self, dot: usize, found: &mut Found) {
+        let is_name = |at: usize| matches!(self.kind(at), Some(Kind::Quoted | Kind::Word));
+        if !is_name(dot + 1) {
+            return;
+        }
+        let mut base = dot.checked_sub(1);
+        for _ in 0..MAX_PARTS {
+            let Some(at) = base.filter(|at| is_name(*at)) else { break };
+            if at == 0 || !self.is_symbol(at - 1, b'.') {
+                return;
+            }
+            base = at.checked_sub(2);
+        }
+        found.called(&self.part(dot + 1));
     }
 
     /// `set_config('jit', …`: one that a plain `SET` could do with any value.

@@ -92,7 +92,7 @@ pub async fn serve<S: Stream + 'static>(gate: Arc<Gate>, stream: S, host: HostNa
         let gate = Arc::clone(&gate);
         async move { gate.recorder.deny(subject, &denial).await }
     };
-    let (agent, hello) = match startup::hear(&gate, stream, &target).await {
+    let (mut agent, hello) = match startup::hear(&gate, stream, &target).await {
         Ok(heard) => heard,
         Err(refused) => {
             let id = denied(refused.denial).await;
@@ -103,7 +103,11 @@ pub async fn serve<S: Stream + 'static>(gate: Arc<Gate>, stream: S, host: HostNa
         }
     };
     match hello {
-        startup::Hello::Cancel { pid, key } => cancel::serve(&gate, &target, pid, &key).await,
+        startup::Hello::Cancel { pid, key } => {
+            cancel::serve(&gate, &target, pid, &key).await;
+            // The end is the only answer. A client that hears it by TLS wants it said there; one that is gone does not.
+            let _ = agent.shutdown().await;
+        }
         startup::Hello::Session(hello) => {
             let permit = match decide::database(&gate.policy, &target.host, target.port) {
                 Ok(permit) => permit,

@@ -565,9 +565,7 @@ impl Session<'_> {
                 b'S' => {
                     let body = pipe.whole(length, MAX_WHOLE).await?;
                     if !startup::still_settled(&body, self.target.rules.read_only()) {
-                        return Err(
-                            "unsettled: the database has a setting that the gate relies on in another way".into()
-                        );
+                        return Err(startup::UNSETTLED.into());
                     }
                     pipe.put(kind, &body)?;
                 }

@@ -1,5 +1,6 @@
 //! The first conversation with the agent, and the one with the server.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -242,7 +243,7 @@ pub async fn open(
         let mut opening = Opening { io, in_tls: target.rules.tls == PostgresTls::Require, binding, password };
         opening.greet(target, hello).await?;
         opening.authenticate(target).await?;
-        opening.settle(way).await
+        opening.settle(way, target.rules.read_only()).await
     };
     match tokio::time::timeout(TIMEOUT, opening).await {
         Ok(opened) => opened,
@@ -368,8 +369,9 @@ impl Opening<'_> {
     }
 
     /// Hears what the server tells of itself, until it is ready.
-    async fn settle(mut self, way: Route) -> Result<Opened, String> {
+    async fn settle(mut self, way: Route, read_only: bool) -> Result<Opened, String> {
         let (mut told, mut cancel) = (Vec::new(), None);
+        let mut unsettled: BTreeSet<&str> = REPORTED.into_iter().collect();
         for _ in 0..MAX_MESSAGES {
             let (kind, body) = self.next().await?;
             match kind {
@@ -378,9 +380,16 @@ impl Opening<'_> {
                     cancel = body.u32().filter(|_| body.rest().len() <= 256).map(|pid| (pid, body.rest().to_vec()));
                 }
                 b'S' => {
+                    if !still_settled(&body, read_only) {
+                        return Err(UNSETTLED.into());
+                    }
+                    let named = wire::Body::new(&body).text();
+                    unsettled.retain(|name| Some(name.as_bytes()) != named);
                     let message = Message::new(b'S').bytes(&body).finish();
                     told.extend(message.ok_or("upstream_broke: a message is too long")?);
                 }
+                // A pooler in between may keep what it was asked for from the server.
+                b'Z' if !unsettled.is_empty() => return Err(UNSETTLED.into()),
                 b'Z' => return Ok(Opened { stream: self.io, way, told, cancel }),
                 _ => break,
             }
@@ -388,6 +397,12 @@ impl Opening<'_> {
         Err("upstream_broke: the database does not become ready".into())
     }
 }
+
+/// Why a session is over.
+pub(super) const UNSETTLED: &str = "unsettled: the database has a setting that the gate relies on in another way";
+
+/// What every server reports of that.
+const REPORTED: [&str; 2] = ["client_encoding", "standard_conforming_strings"];
 
 /// What every session has, whatever the agent asks for: what [`super::lex`] presumes, and a second wall around those
 /// that may only read.

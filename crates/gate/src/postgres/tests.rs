@@ -129,6 +129,15 @@ const TABLE: &[(&str, &str)] = &[
         "select|filter,hash,key,list,over",
     ),
     ("select by(1), within(1), of(1), partition(1)", "select|by,of,partition,within"),
+    // An expression's part is a call of a function with one argument.
+    ("select ('/etc/passwd'::text).pg_read_file", "select|pg_read_file"),
+    ("select (1) /* x */ . \"pg_terminate_backend\"", "select|pg_terminate_backend"),
+    ("select $1.lo_import, a[1].pg_ls_dir, x.a[1].b.pg_sleep from x", "select|b,lo_import,pg_ls_dir,pg_sleep"),
+    ("select (row(1)::t).a.pg_sleep", "select|a,pg_sleep"),
+    ("select ('s'::regclass).nextval, (1).abs, ('x').upper", "select+write"),
+    ("select \"pg_catalog.lower\"('x')", "select|\"pg_catalog.lower\""),
+    ("select (t).*, a.b.c, \"a\".b from s.t", "select"),
+    ("select a.b.c.d.e.pg_sleep", "select|pg_sleep"),
     ("execute p(pg_sleep(1))", "session|pg_sleep"),
     ("call p(1)", "write|p"),
     ("create index i on t (f(a))", "ddl|f"),
@@ -143,6 +152,11 @@ const TABLE: &[(&str, &str)] = &[
     ("copy t (\"from\") from program 'id'", "other"),
     ("do $$ begin delete from t; end $$", "other"),
     ("load 'x'", "other"),
+    ("update pg_settings set setting = 'off' where name = 'standard_conforming_strings'", "other+write"),
+    ("with x as (update pg_catalog . \"pg_settings\" set setting = 'off' returning 1) table x", "other+select+write"),
+    ("create view v as select * from PG_SETTINGS", "ddl+other"),
+    ("update pg_sett\u{130}ngs set setting = 'off'", "other+write"),
+    ("select setting from pg_settings", "select"),
     ("set role postgres", "other"),
     ("set role = postgres", "other"),
     ("set session authorization postgres", "other"),
@@ -221,7 +235,20 @@ fn what_is_told_has_no_constants() {
 
 #[test]
 fn long_texts_cost_time_in_proportion() {
-    for part in ["(", ",a(", "a(a)", ")f(a)", ",f(a)as(", "create index i(", "from a.a.", "/*", "'a' ", "on(a)f(a)"] {
+    for part in [
+        "(",
+        ",a(",
+        "a(a)",
+        ")f(a)",
+        ",f(a)as(",
+        "create index i(",
+        "from a.a.",
+        ").a",
+        "a.",
+        "/*",
+        "'a' ",
+        "on(a)f(a)",
+    ] {
         let text = format!("create index {}", part.repeat((1 << 20) / part.len()));
         let started = std::time::Instant::now();
         let _ = understand(&text);
@@ -312,7 +339,8 @@ proptest! {
             "select x is distinct from {}", "select x at time zone {}", "select x like {}", "select x collate \"C\" || {}",
             "select * from t group by rollup ({})", "select * from t window w as (order by {})",
         ][..]),
-        call in prop::sample::select(&["evil(1)", "evil (1)", "EVIL/**/(1)", "\"evil\"(a)", "x.evil(a, b)", "evil()"][..]),
+        call in prop::sample::select(&["evil(1)", "evil (1)", "EVIL/**/(1)", "\"evil\"(a)", "x.evil(a, b)", "evil()",
+            "(1).evil", "(select 1).evil", "$1.evil", "a[1].\"evil\"", "(x).y.evil", "(x.y) . evil"][..]),
     ) {
         let summary = understand(&place.replace("{}", call));
         let seen = summary.functions.iter().any(|name| name.ends_with("evil")) || summary.classes.contains(&"other");

@@ -22,6 +22,7 @@ use ringfence_testkit::ca::Ca;
 use ringfence_testkit::claude_server::{self, ClaudeServer};
 use ringfence_testkit::manifest::{self, Played};
 use ringfence_testkit::model_server::{self, ModelServer};
+use ringfence_testkit::postgres::Postgres;
 use ringfence_testkit::web::{self, Web};
 use serde_json::Value;
 use support::Host;
@@ -29,8 +30,12 @@ use support::Host;
 const GRPC: &str = "grpc.clients.example";
 const MCP: &str = "mcp.clients.example";
 const NOTES: &str = "notes.mcp.ringfence.internal";
+const READER: &str = "reader.clients.example";
+const WRITER: &str = "writer.clients.example";
 
 const OPENAI_KEY: &str = "sk-clients-secret-of-openai";
+const READER_PASSWORD: &str = "clients-secret-of-the-reader";
+const WRITER_PASSWORD: &str = "clients-secret-of-the-writer";
 const ANTHROPIC_KEY: &str = "sk-ant-clients-secret-of-anthropic";
 
 /// Longer than all checks together take.
@@ -103,6 +108,17 @@ const CALLS_OF_NOTES: &[(&str, &str, &str, &str, &str)] = &[
     ("127.0.0.1", "/mcp", "http/1.1", "allow", "ingress"),
 ];
 
+/// What the log must have of databases: host, kinds of statements, decision, reason.
+const QUERIED: &[(&str, &str, &str, &str)] = &[
+    (READER, "", "allow", "grant"),
+    (READER, "select", "allow", "grant"),
+    (READER, "transaction", "allow", "grant"),
+    (READER, "write", "deny", "statement_not_granted"),
+    (READER, "other", "deny", "statement_not_granted"),
+    (WRITER, "write", "allow", "grant"),
+    (WRITER, "ddl", "deny", "statement_not_granted"),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
     let world = World::start().await;
@@ -121,6 +137,7 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
     let up = host
         .command(&["up", &folder])
         .envs([("OPENAI_API_KEY", OPENAI_KEY), ("ANTHROPIC_API_KEY", ANTHROPIC_KEY)])
+        .envs([("READER_PASSWORD", READER_PASSWORD), ("WRITER_PASSWORD", WRITER_PASSWORD)])
         .output()
         .unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
@@ -166,6 +183,19 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
         });
         assert!(found, "not in the log: {name} {said} {decision} {reason}");
     }
+    for (name, classes, decision, reason) in QUERIED {
+        let found = entries.iter().any(|e| {
+            let told = e["sql"]["classes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            e["host"] == *name
+                && e["protocol"] == "postgres"
+                && e["decision"] == *decision
+                && e["reason"] == *reason
+                && told.collect::<Vec<_>>().join("+") == *classes
+        });
+        assert!(found, "not in the log: {name} {classes} {decision} {reason}");
+    }
+    let rows = "select (select count(*) from items), (select count(*) from notes)";
+    assert_eq!(world.database.sql("sales", rows).as_deref(), Ok("2|200"));
     let unknown = entries.iter().filter(|e| e["kind"] == "dns.query" && e["name"] == "elsewhere.example");
     assert!(unknown.clone().count() > 0 && unknown.clone().all(|e| e["decision"] == "deny"));
     // Libraries try again what may pass; a no is final.
@@ -268,6 +298,8 @@ fn repository(path: &str) -> PathBuf {
 
 /// The world outside: servers on loopback, with certificates of an authority of their own.
 struct World {
+    // Ends before its folder does.
+    database: Postgres,
     folder: tempfile::TempDir,
     web: Web,
     openai: ModelServer,
@@ -287,6 +319,13 @@ impl World {
         let web = Web::start(tls(web::HOST), folder.path().to_owned()).await.unwrap();
         let openai = ModelServer::start(tls(model_server::HOST), OPENAI_KEY, |_| {}).await.unwrap();
         let anthropic = ClaudeServer::start(tls(claude_server::HOST), ANTHROPIC_KEY).await.unwrap();
+        let home = folder.path().join("database");
+        fs::create_dir(&home).unwrap();
+        // The server is another user, who has to get there.
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let [shown, shown_key] = ca.issue(&[READER, WRITER]).unwrap().pems();
+        let database = Postgres::start(&home, Some([&shown, &shown_key])).unwrap();
+        fill(&database);
         let (certificate, key) = (folder.path().join("python.pem"), folder.path().join("python.key"));
         ca.issue(&[GRPC, MCP]).unwrap().write_pem(&certificate, &key).unwrap();
         let mut python = Command::new(environment().join("bin/python"))
@@ -300,7 +339,7 @@ impl World {
         BufReader::new(python.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ports: Value = serde_json::from_str(&line).expect("the servers of Python print their ports");
         let at = |name: &str| ([127, 0, 0, 1], u16::try_from(ports[name].as_u64().unwrap()).unwrap()).into();
-        Self { grpc: at("grpc"), mcp: at("mcp"), folder, web, openai, anthropic, python }
+        Self { grpc: at("grpc"), mcp: at("mcp"), folder, database, web, openai, anthropic, python }
     }
 
     fn played(&self) -> Vec<Played> {
@@ -310,6 +349,8 @@ impl World {
             Played { host: claude_server::HOST, address: self.anthropic.address() },
             Played { host: GRPC, address: self.grpc },
             Played { host: MCP, address: self.mcp },
+            Played { host: READER, address: self.database.address() },
+            Played { host: WRITER, address: self.database.address() },
         ]
     }
 }
@@ -319,6 +360,20 @@ impl Drop for World {
         let _ = self.python.kill();
         let _ = self.python.wait();
     }
+}
+
+/// Two roles that may do everything in a database with two tables.
+fn fill(database: &Postgres) {
+    database.sql("postgres", "create database sales").unwrap();
+    let sql = format!(
+        "create role reader login password '{READER_PASSWORD}';
+         create role writer login password '{WRITER_PASSWORD}';
+         create table items (id int primary key, name text);
+         insert into items values (1, 'one'), (2, 'two');
+         create table notes (id int primary key, name text);
+         grant all on items, notes to public;"
+    );
+    database.sql("sales", &sql).unwrap();
 }
 
 /// An environment with what the servers of Python need, made once for what is pinned.

@@ -33,6 +33,7 @@ pub fn trust_env() -> impl Iterator<Item = (String, String)> {
         "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
         "HTTPLIB2_CA_CERTS",
         "NODE_EXTRA_CA_CERTS",
+        "PGSSLROOTCERT",
         "PIP_CERT",
         "REQUESTS_CA_BUNDLE",
         "SSL_CERT_FILE",

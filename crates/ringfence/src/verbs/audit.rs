@@ -135,7 +135,11 @@ fn call_text(call: &CallIntent) -> String {
     let host = if call.host.contains(':') { format!("[{}]", call.host) } else { call.host.clone() };
     let what = match (&call.method, &call.path) {
         (Some(method), Some(path)) => format!("{method} {host}:{}{path}", call.port),
-        _ => format!("{host}:{} by {}", call.port, call.protocol),
+        _ => {
+            let verbs = call.sql.as_ref().map(|sql| sql.verbs.join(", ")).filter(|verbs| !verbs.is_empty());
+            let verbs = verbs.map(|verbs| format!("{} ", verbs.to_uppercase())).unwrap_or_default();
+            format!("{verbs}{host}:{} by {}", call.port, call.protocol)
+        }
     };
     let credential = call.credential.as_ref().map(|c| format!(", credential {c}")).unwrap_or_default();
     format!("{arrow} {what}  ({}{credential})", call.reason)

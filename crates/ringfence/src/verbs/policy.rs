@@ -444,6 +444,12 @@ fn as_call(intent: &CallIntent) -> Option<Call> {
             format!("{method} {scheme}://{host}:{}{path}", intent.port)
         }
         (None, _, "tls-passthrough") => format!("TLS {host}:{}", intent.port),
+        (None, _, "tcp") => format!("TCP {host}:{}", intent.port),
+        // What calls functions is allowed by them too, and a call in words names none.
+        (None, _, "postgres") => {
+            let asked = intent.sql.as_ref().filter(|asked| asked.functions.is_empty())?;
+            format!("POSTGRES {host}:{} {}", intent.port, asked.classes.join(" "))
+        }
         _ => return None,
     };
     let mut call: Call = text.parse().ok()?;

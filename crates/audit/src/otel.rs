@@ -132,6 +132,9 @@ fn name(intent: &CallIntent) -> String {
     if let [said] = &intent.rpc[..] {
         return format!("{} {}", said.method, said.name.as_deref().unwrap_or_default()).trim_end().to_owned();
     }
+    if let Some([verb]) = intent.sql.as_ref().map(|sql| &sql.verbs[..]) {
+        return verb.clone();
+    }
     intent.method.clone().unwrap_or_else(|| intent.protocol.clone())
 }
 
@@ -190,6 +193,14 @@ fn attributes(intent: &CallIntent, outcome: Option<&CallOutcome>) -> Vec<Value> 
         llm.max_tokens.into_iter().for_each(|most| all.number("gen_ai.request.max_tokens", most));
         all.text("gen_ai.output.type", if llm.format.starts_with("json") { "json" } else { "text" });
         all.list("ringfence.tools", &llm.tools);
+    }
+    if let Some(sql) = &intent.sql {
+        all.text("db.system.name", "postgresql");
+        all.text("db.namespace", &sql.database);
+        if let [verb] = &sql.verbs[..] {
+            all.text("db.operation.name", verb.as_str());
+        }
+        all.list("ringfence.sql_classes", &sql.classes);
     }
     if let [said] = &intent.rpc[..] {
         all.text("mcp.method.name", &said.method);

@@ -29,8 +29,17 @@ pub trait Record: Send + Sync {
     ///
     /// # Errors
     /// [`RecordError`]; then the event is in no log.
-    fn record_soon(&self, time: Timestamp, event: Event) -> Result<(), RecordError> {
-        self.record(time, event).map(drop)
+    fn record_soon(&self, time: Timestamp, event: Event) -> Result<u64, RecordError> {
+        self.record(time, event)
+    }
+
+    /// Returns once the event that [`Record::record_soon`] gave this number is as durable as one by [`Record::record`],
+    /// and with it all before it.
+    ///
+    /// # Errors
+    /// [`RecordError`]; then what the event announces must not happen, and the caller owes the log an event that says so.
+    fn durable(&self, _: u64) -> Result<(), RecordError> {
+        self.settle()
     }
 
     /// Makes durable what [`Record::record_soon`] took.
@@ -73,6 +82,8 @@ pub struct Origin {
 /// A spool file that this process alone writes.
 pub struct Spool {
     origin: Origin,
+    /// Whether an entry counts as durable only once the disk has it.
+    strict: bool,
     inner: Mutex<Inner>,
 }
 
@@ -82,6 +93,9 @@ struct Inner {
     next_seq: u64,
     /// Whole lines that are not in the file yet; all before `next_seq` and without gaps.
     waiting: Vec<u8>,
+    /// Up to which number, itself excluded, entries are in the file; and on the disk.
+    written: u64,
+    synced: u64,
 }
 
 /// An [`Entry`] as it is written, without owning any of it.
@@ -136,9 +150,18 @@ impl Inner {
             return Err(RecordError::Write(std::io::ErrorKind::StorageFull.into()));
         }
         self.bytes += self.waiting.len() as u64;
+        self.written = self.next_seq;
         self.waiting.clear();
         // One burst need not be remembered for ever.
         self.waiting.shrink_to(16 * 1024);
+        Ok(())
+    }
+
+    /// Has the disk take what is in the file.
+    fn sync(&mut self) -> Result<(), RecordError> {
+        let written = self.written;
+        self.file.sync_data().map_err(RecordError::Write)?;
+        self.synced = written;
         Ok(())
     }
 }
@@ -172,7 +195,16 @@ impl Spool {
             .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
             .next_back()
             .map_or(first_seq, |entry| entry.seq + 1);
-        Ok(Self { origin, inner: Mutex::new(Inner { file, bytes: keep, next_seq, waiting: Vec::with_capacity(4096) }) })
+        let waiting = Vec::with_capacity(4096);
+        let inner = Inner { file, bytes: keep, next_seq, waiting, written: next_seq, synced: next_seq };
+        Ok(Self { origin, strict: false, inner: Mutex::new(inner) })
+    }
+
+    /// Counts an entry as durable only once the disk has it, so that it outlives a crash of the host.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
     }
 }
 
@@ -187,15 +219,26 @@ impl Record for Spool {
             inner.next_seq = seq;
             return Err(error);
         }
+        if self.strict {
+            inner.sync()?;
+        }
         Ok(seq)
     }
 
-    fn record_soon(&self, time: Timestamp, event: Event) -> Result<(), RecordError> {
+    fn durable(&self, seq: u64) -> Result<(), RecordError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.written <= seq {
+            inner.write()?;
+        }
+        if self.strict && inner.synced <= seq { inner.sync() } else { Ok(()) }
+    }
+
+    fn record_soon(&self, time: Timestamp, event: Event) -> Result<u64, RecordError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.waiting.len() >= MAX_WAITING_BYTES {
             inner.write()?;
         }
-        inner.append(&self.origin, time, &event).map(drop)
+        inner.append(&self.origin, time, &event)
     }
 
     fn settle(&self) -> Result<(), RecordError> {
@@ -298,8 +341,8 @@ mod tests {
     fn a_full_disk_takes_back_what_it_refuses_and_keeps_what_waits() {
         // Every write to it fails for want of space.
         let full = || File::options().read(true).write(true).open("/dev/full").unwrap();
-        let inner = Inner { file: full(), bytes: 0, next_seq: 1, waiting: Vec::new() };
-        let spool = Spool { origin: origin(), inner: Mutex::new(inner) };
+        let inner = Inner { file: full(), bytes: 0, next_seq: 1, waiting: Vec::new(), written: 1, synced: 1 };
+        let spool = Spool { origin: origin(), strict: false, inner: Mutex::new(inner) };
         spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
         assert!(spool.record(Timestamp::UNIX_EPOCH, event(2)).is_err());
         assert!(spool.settle().is_err());
@@ -316,6 +359,37 @@ mod tests {
             entries.iter().map(|e| (e.seq, e.event.clone())).collect::<Vec<_>>(),
             [(1, event(1)), (2, event(3))]
         );
+    }
+
+    #[test]
+    fn intents_of_one_turn_are_one_write_and_none_is_durable_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        for strict in [false, true] {
+            let _ = std::fs::remove_file(&path);
+            let spool = Spool::open(open(&path), origin(), 1).unwrap().strict(strict);
+            let first = spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
+            let last = spool.record_soon(Timestamp::UNIX_EPOCH, event(2)).unwrap();
+            assert_eq!((first, last, std::fs::metadata(&path).unwrap().len()), (1, 2, 0));
+            spool.durable(first).unwrap();
+            assert_eq!(read_lines(&mut open(&path), 0, 9).unwrap().len(), 2);
+            spool.durable(last).unwrap();
+            let inner = spool.inner.lock().unwrap();
+            assert_eq!((inner.written, inner.synced), (3, if strict { 3 } else { 1 }));
+        }
+        let inner = Inner {
+            file: File::options().write(true).open("/dev/full").unwrap(),
+            bytes: 0,
+            next_seq: 1,
+            waiting: Vec::new(),
+            written: 1,
+            synced: 1,
+        };
+        let spool = Spool { origin: origin(), strict: false, inner: Mutex::new(inner) };
+        let seq = spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
+        assert!(spool.durable(seq).is_err(), "what is not written is not durable");
+        spool.inner.lock().unwrap().file = open(&path);
+        spool.durable(seq).unwrap();
     }
 
     #[test]

@@ -305,7 +305,7 @@ where
         }
     };
     let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
-    let Ok(call) = gate.recorder.allow(subject, &permit, untrusted) else { return refuse_tls(stream).await };
+    let Ok(call) = gate.recorder.allow(subject, &permit, untrusted).await else { return refuse_tls(stream).await };
     let done = match way {
         Ok(way) => {
             let allows = |policy: &Policy| decide::passthrough(policy, &host, port).is_ok();

@@ -197,7 +197,7 @@ async fn serve(
 
     // record the intent; without it nothing leaves
     let untrusted = gate.grant(&permit).is_some_and(|grant| grant.trust == Trust::Untrusted);
-    let call = gate.recorder.allow(subject, &permit, untrusted).map_err(|error| {
+    let call = gate.recorder.allow(subject, &permit, untrusted).await.map_err(|error| {
         give_back();
         Refused::Unrecorded(error)
     })?;

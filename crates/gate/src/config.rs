@@ -40,6 +40,9 @@ pub struct GateConfig {
     pub uid: u32,
     /// The group that the process becomes.
     pub gid: u32,
+    /// Whether an intent must be on the disk before its call is made.
+    #[serde(default)]
+    pub strict_audit: bool,
     /// Whether the process stays unconfined; an operator's written choice.
     #[serde(default)]
     pub danger_unconfined: bool,
@@ -98,6 +101,7 @@ impl GateConfig {
             ingress: None,
             uid,
             gid,
+            strict_audit: false,
             danger_unconfined: false,
             fds,
         }

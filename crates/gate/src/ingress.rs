@@ -208,7 +208,7 @@ impl<S: Sockets> Ingress<S> {
                 };
             }
         };
-        let Ok(call) = self.gate.recorder.allow(subject, &permit, false) else {
+        let Ok(call) = self.gate.recorder.allow(subject, &permit, false).await else {
             return page(StatusCode::SERVICE_UNAVAILABLE, "Not recorded", "The audit log cannot be written.");
         };
         if let Standing::Login(to) = standing {

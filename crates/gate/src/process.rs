@@ -126,7 +126,8 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         sandbox: Some(config.sandbox.clone()),
     };
     let spool = Spool::open(File::from(take(fds.spool, "spool")?), origin, 1)
-        .map_err(|e| host("open the audit spool").because(&e))?;
+        .map_err(|e| host("open the audit spool").because(&e))?
+        .strict(config.strict_audit);
 
     let counters = |number: Option<i32>, what: &str| {
         let map = |number| {

@@ -137,7 +137,7 @@ impl Recorder {
     ///
     /// # Errors
     /// [`RecordError`]; the call must then not be made.
-    pub fn allow(
+    pub async fn allow(
         self: &Arc<Self>,
         subject: Subject,
         permit: &Permit,
@@ -149,32 +149,43 @@ impl Recorder {
         intent.rules = permit.rules().to_vec();
         intent.credential = permit.credential().map(str::to_owned);
         intent.trust = untrusted.then(|| "untrusted".into());
-        self.begin(intent)
+        self.begin(intent).await
     }
 
     /// Records that the gate itself is about to call, to get an access token for a credential.
     ///
     /// # Errors
     /// [`RecordError`]; the call must then not be made.
-    pub fn own(self: &Arc<Self>, subject: Subject, credential: &str) -> Result<Arc<Call>, RecordError> {
+    pub async fn own(self: &Arc<Self>, subject: Subject, credential: &str) -> Result<Arc<Call>, RecordError> {
         let mut intent = intent(new_id(), subject, Outcome::Allow);
         intent.reason = "credential_token".into();
         intent.why = format!("the gate gets an access token for credential `{credential}`");
         intent.credential = Some(credential.to_owned());
-        self.begin(intent)
+        self.begin(intent).await
     }
 
-    fn begin(self: &Arc<Self>, intent: CallIntent) -> Result<Arc<Call>, RecordError> {
+    /// Intents of one turn of the event loop are one write: whoever is ready to call puts its own beside this one, before
+    /// the first of them to go on writes all.
+    async fn begin(self: &Arc<Self>, intent: CallIntent) -> Result<Arc<Call>, RecordError> {
         let id = intent.call.clone();
-        self.event(Event::CallIntent(intent))?;
-        Ok(Arc::new(Call {
+        let recorded = self.log.record_soon(Timestamp::now(), Event::CallIntent(intent));
+        let number = recorded.inspect_err(|error| tracing::error!(%error, "cannot record"))?;
+        let call = Arc::new(Call {
             id,
             started: Instant::now(),
             recorder: Arc::clone(self),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             ending: Mutex::default(),
-        }))
+        });
+        tokio::task::yield_now().await;
+        if let Err(error) = self.log.durable(number) {
+            tracing::error!(%error, "cannot record");
+            // The intent may come into the log yet, and must not stand there as if it had been followed.
+            call.failed("unrecorded: the intent could not be written, and the call was not made");
+            return Err(error);
+        }
+        Ok(call)
     }
 
     /// Records a denial. A flood of them is slowed down, so that it cannot fill the disk.

@@ -101,7 +101,7 @@ where
         }
     };
     // An intent that cannot be recorded is not carried out; `allow` has said so.
-    let Ok(call) = gate.recorder.allow(subject, &permit, false) else { return };
+    let Ok(call) = gate.recorder.allow(subject, &permit, false).await else { return };
     let connected = match way {
         Ok(way) => gate.dialler.connect(&way).await,
         Err(why) => Err(why),
@@ -277,7 +277,7 @@ mod tests {
         let policy = Policy::compile(&"analyst".parse().unwrap(), &[grant], &[]).unwrap();
         let permit = decide::tcp(&policy, &host, 22).unwrap();
         let subject = Subject::connection(PROTOCOL, host.to_string(), 22);
-        let call = Arc::new(Recorder::new(Arc::new(Nowhere))).allow(subject, &permit, false).unwrap();
+        let call = Arc::new(Recorder::new(Arc::new(Nowhere))).allow(subject, &permit, false).await.unwrap();
         let idle = Duration::from_millis(300);
         let tunnel = Tunnel {
             call: &call,

@@ -337,6 +337,7 @@ impl Tokens {
         };
         let call = recorder
             .own(subject, &self.credential)
+            .await
             .map_err(|e| format!("unrecorded: the request for a token cannot be recorded: {e}"))?;
         let asked = Instant::now();
         let answer = match tokio::time::timeout(TIMEOUT, self.exchange(&ask, dialler, recorder, &call)).await {

@@ -191,6 +191,8 @@ fn confined_gate() {
     let ca = TestCa::new();
     let upstream = runtime.block_on(Upstream::start(Some(ca.acceptor(HOST, &[b"h2", b"http/1.1"]))));
     let mut config = config(vec![keyed(grant(upstream.address, &ca))]);
+    // Confined as it is, it must be able to wait for the disk.
+    config.strict_audit = true;
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let door_address = door.local_addr().unwrap();
     let (chain, key) = ca.leaf("localhost");

@@ -6,6 +6,8 @@ use ringfence_inspect::price::Prices;
 use ringfence_model::manifest::Budget;
 use ringfence_model::{AgentName, Fault, Report, SandboxId};
 
+use serde::Deserialize;
+
 use crate::env;
 use crate::upstream_proxy::ProxySettings;
 
@@ -14,6 +16,8 @@ const BUDGET: &str = "budget.toml";
 const PRICES: &str = "prices.toml";
 /// The file with the proxy that calls go through, there too.
 const UPSTREAM_PROXY: &str = "upstream-proxy.toml";
+/// The file that says what counts as recorded, there too.
+const AUDIT: &str = "audit.toml";
 
 /// What the operator says for all agents of the host.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +30,27 @@ pub struct HostPolicy {
     pub prices: Option<String>,
     /// Whom calls go through.
     pub upstream_proxy: Option<ProxySettings>,
+    /// Whether what announces a call must be on the disk before the call is made.
+    pub strict_audit: bool,
+}
+
+/// `audit.toml`, as it is written.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuditFile {
+    #[serde(default)]
+    sync: Sync,
+}
+
+/// What counts as recorded.
+#[derive(Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Sync {
+    /// What a crash of ours does not lose.
+    #[default]
+    Normal,
+    /// What a crash of the host does not lose either.
+    Strict,
 }
 
 /// The folders of one supervisor.
@@ -116,8 +141,8 @@ impl Paths {
         self.state.join("budget")
     }
 
-    /// Reads what the operator says for all agents of the host: guard-rails, `budget.toml`, `prices.toml` and
-    /// `upstream-proxy.toml`.
+    /// Reads what the operator says for all agents of the host: guard-rails, `budget.toml`, `prices.toml`,
+    /// `upstream-proxy.toml` and `audit.toml`.
     ///
     /// # Errors
     /// A report for a file that is there and cannot be read or understood: what is not seen is not enforced.
@@ -146,7 +171,16 @@ impl Paths {
             Some(text) => Some(ProxySettings::parse(&text).map_err(|report| inside(UPSTREAM_PROXY, report))?),
             None => None,
         };
-        Ok(HostPolicy { guardrails: Self::read_guardrails()?, budget, prices, upstream_proxy })
+        let audit: AuditFile = match read(AUDIT)? {
+            Some(text) => toml::from_str(&text).map_err(|e| {
+                let message = e.message().replace('\n', " ");
+                let report = Report::new("policy.audit", Fault::Host, format!("cannot read how to record: {message}"));
+                inside(AUDIT, report.hint("write `sync = \"strict\"` or `sync = \"normal\"`"))
+            })?,
+            None => AuditFile::default(),
+        };
+        let strict_audit = audit.sync == Sync::Strict;
+        Ok(HostPolicy { guardrails: Self::read_guardrails()?, budget, prices, upstream_proxy, strict_audit })
     }
 
     /// Reads the operator's guard-rails: file name and Cedar text, by name.

@@ -93,7 +93,7 @@ pub(super) async fn serve(gate: &Gate, target: &Target, pid: u32, key: &[u8]) {
         Err(denial) => return drop(gate.recorder.deny(subject, &denial).await),
     };
     // An intent that cannot be recorded is not carried out; `allow` has said so.
-    let Ok(call) = gate.recorder.allow(subject, &permit, target.untrusted()) else { return };
+    let Ok(call) = gate.recorder.allow(subject, &permit, target.untrusted()).await else { return };
     match tokio::time::timeout(TIMEOUT, pass_on(gate, target, &known, &call)).await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => call.failed(why),

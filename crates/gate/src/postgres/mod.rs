@@ -147,7 +147,7 @@ async fn open(gate: &Arc<Gate>, target: &Target, agent: Io, hello: startup::Sess
         Err(spent) => return refuse(agent, &refused(Denial::new("budget_exhausted", spent.why())).await).await,
     };
     let subject = target.subject(SqlAsked::default());
-    let Ok(call) = gate.recorder.allow(subject, permit, target.untrusted()) else {
+    let Ok(call) = gate.recorder.allow(subject, permit, target.untrusted()).await else {
         return refuse(agent, "this session is not granted").await;
     };
     let opened = match way {

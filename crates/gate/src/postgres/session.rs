@@ -401,7 +401,7 @@ impl Session<'_> {
             return Err(Some(self.deny(summary, &Denial::new("budget_exhausted", spent.why())).await));
         }
         let subject = self.subject(summary);
-        let call = self.gate.recorder.allow(subject, permit, self.target.untrusted()).map_err(|_| None)?;
+        let call = self.gate.recorder.allow(subject, permit, self.target.untrusted()).await.map_err(|_| None)?;
         call.sent(bytes);
         Ok(call)
     }

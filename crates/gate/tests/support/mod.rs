@@ -470,6 +470,7 @@ pub fn config(grants: Vec<Grant>) -> GateConfig {
         ingress: None,
         uid: 65_534,
         gid: 65_534,
+        strict_audit: false,
         danger_unconfined: false,
         fds: Fds::default(),
     }

@@ -273,6 +273,7 @@ fn gate_config(
         ingress,
         uid: spec.gate_uid(),
         gid: spec.gate_uid(),
+        strict_audit: plan.host.strict_audit,
         danger_unconfined: false,
         fds: Fds {
             ledger: spec.ledger.as_ref().map(|_| fds::GATE_LEDGER),

@@ -144,8 +144,10 @@ async fn serve(
         asked.map_err(|denial| denied(&subject, denial))?;
     }
     let Looked { mut content, asked, .. } = looked;
-    let peer = gate.grant(&permit).and_then(|grant| grant.rpc.clone()).zip(permit.grant());
-    let peer = peer.map(|(rules, grant)| Peer { rules, grant, host: line.host.clone(), port: line.port });
+    let peer = gate.grant(&permit).and_then(|granted| {
+        let (rules, paths) = (granted.rpc.clone()?, granted.paths.clone());
+        Some(Peer { rules, grant: permit.grant()?, paths, host: line.host.clone(), port: line.port })
+    });
     let mut tool = None;
     if let Some(peer) = &peer {
         (content, tool) = hear(gate, peer, &parts, websocket, content, &mut subject).await?;

@@ -182,6 +182,9 @@ pub struct Fds {
     /// Where the host's budget is counted.
     #[serde(default)]
     pub host_ledger: Option<i32>,
+    /// Where definitions of MCP tools are kept from one gate of the agent to the next, opened to read and append.
+    #[serde(default)]
+    pub definitions: Option<i32>,
     /// A Unix socket on which new policies come.
     #[serde(default)]
     pub control: Option<i32>,

@@ -109,7 +109,7 @@ pub struct Gate {
     pub(crate) rates: tcp::Rates,
     pub(crate) sessions: postgres::cancel::Sessions,
     pub(crate) ledger: Arc<budget::Ledger>,
-    pub(crate) servers: rpc::Servers,
+    pub(crate) servers: Arc<rpc::Servers>,
     pub(crate) barriers: Barriers,
     pub(crate) current: Arc<reload::Current>,
 }
@@ -122,6 +122,7 @@ struct Shared {
     dialler: Arc<dial::Dialler>,
     connections: Arc<Semaphore>,
     sessions: postgres::cancel::Sessions,
+    servers: Arc<rpc::Servers>,
     current: Arc<reload::Current>,
     barriers: Barriers,
 }
@@ -317,6 +318,7 @@ impl Gate {
             dialler: Arc::new(dialler.going(proxy, barriers.addresses)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             sessions: postgres::cancel::Sessions::default(),
+            servers: Arc::default(),
             current: Arc::default(),
             barriers,
         };
@@ -345,6 +347,14 @@ impl Gate {
         Proxy::new(proxy, trust.client(0, tls::Offer::Http1)).map_err(|why| GateError::UpstreamProxy { why })
     }
 
+    /// Takes up what earlier gates of the agent saw of MCP tools, and keeps in the same file what this one sees.
+    ///
+    /// # Errors
+    /// Whatever reading gives.
+    pub fn remember_definitions(&self, file: std::fs::File) -> std::io::Result<()> {
+        self.servers.remember(file)
+    }
+
     /// The same gate with another policy.
     pub(crate) fn with(&self, policy: &NewPolicy) -> Result<Arc<Self>, GateError> {
         let shared = Shared {
@@ -354,6 +364,7 @@ impl Gate {
             dialler: Arc::clone(&self.dialler),
             connections: Arc::clone(&self.connections),
             sessions: self.sessions.clone(),
+            servers: Arc::clone(&self.servers),
             current: Arc::clone(&self.current),
             barriers: self.barriers,
         };
@@ -385,7 +396,7 @@ impl Gate {
             Some(before) => tls::Trust::load_after(&config.grants, &credentials, before, config.system_pem.as_deref()),
         }
         .map_err(tls)?;
-        let Shared { recorder, names, authority, dialler, connections, sessions, current, barriers } = shared;
+        let Shared { recorder, names, authority, dialler, connections, sessions, servers, current, barriers } = shared;
         Ok(Arc::new(Self {
             policy,
             decisions: decide::Decisions::default(),
@@ -401,7 +412,7 @@ impl Gate {
             rates: tcp::Rates::new(&config.grants),
             sessions,
             ledger: Arc::new(ledger),
-            servers: rpc::Servers::default(),
+            servers,
             barriers,
             current,
         }))

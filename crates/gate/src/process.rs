@@ -153,6 +153,12 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         Gate::open_with(&config, Arc::new(spool), authority, files, crate::Barriers::default()).map_err(Report::from)?
     };
 
+    if let Some(number) = fds.definitions {
+        let file = File::from(take(number, "definitions")?);
+        gate.remember_definitions(file)
+            .map_err(|e| host("read what tools were when they were first seen").because(&e))?;
+    }
+
     let barrier = |e: ConfineError| {
         Report::new("gate.confine", Fault::Host, "cannot confine the gate")
             .because(&e)

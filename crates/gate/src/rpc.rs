@@ -4,7 +4,10 @@
 //! library recovers, and nothing of the batch leaves. What the server sends, whole or as a stream, is read message by
 //! message: lists lose what is not granted or has changed, and requests of the server that are not granted are left out.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +23,7 @@ use ringfence_inspect::sse::{self, Sse};
 use ringfence_model::manifest::{RpcProtocol, RpcRules};
 use ringfence_model::{Digest, HostName};
 use ringfence_policy::{Decision, Denial, Policy, Request, RpcRequest};
+use serde::{Deserialize, Serialize};
 
 use crate::Gate;
 use crate::inspect::MAX_BODY_BYTES;
@@ -46,14 +50,61 @@ static SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 
 const LIMITS: Limits = Limits { bytes: MAX_BODY_BYTES, depth: 100, values: 500_000 };
 
-/// What is known of servers for as long as the gate lives.
+/// The most that is read of what earlier gates of the agent saw, and that is written to it.
+const MAX_MEMORY_BYTES: u64 = 8 << 20;
+
+/// What is known of servers: sessions for as long as the gate lives, definitions for as long as the agent does.
 #[derive(Default)]
 pub struct Servers {
-    known: Mutex<BTreeMap<Server, Known>>,
+    known: Mutex<BTreeMap<String, Known>>,
+    /// Where definitions are kept, and how much is there.
+    memory: Mutex<Option<(File, u64)>>,
 }
 
-/// A server, as one grant reaches it.
-type Server = (usize, String, u16);
+/// A definition as it was seen first; a line of the memory.
+#[derive(Serialize, Deserialize)]
+struct Seen<'a> {
+    server: Cow<'a, str>,
+    tool: Cow<'a, str>,
+    digest: Digest,
+}
+
+impl Servers {
+    /// Takes up what earlier gates of the agent saw, and keeps there what this one sees.
+    ///
+    /// # Errors
+    /// Whatever reading gives.
+    pub fn remember(&self, mut file: File) -> std::io::Result<()> {
+        file.seek(SeekFrom::Start(0))?;
+        let mut text = Vec::new();
+        let bytes = (&mut file).take(MAX_MEMORY_BYTES).read_to_end(&mut text)?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // A line that a crash of the host left half is nobody's definition.
+        for seen in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Seen<'_>>(line).ok()) {
+            let known = known.entry(seen.server.into_owned()).or_default();
+            known.definitions.entry(seen.tool.into_owned()).or_insert(seen.digest);
+        }
+        drop(known);
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some((file, bytes as u64));
+        Ok(())
+    }
+
+    /// Keeps a definition for the gates that come after this one.
+    fn keep(&self, seen: &Seen<'_>) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((file, bytes)) = memory.as_mut() else { return };
+        let Ok(line) = serde_json::to_vec(seen) else { return };
+        // On a line of its own, whatever stands before it.
+        let line = [b"\n", &line[..], b"\n"].concat();
+        if *bytes + line.len() as u64 > MAX_MEMORY_BYTES {
+            return;
+        }
+        match file.write_all(&line) {
+            Ok(()) => *bytes += line.len() as u64,
+            Err(error) => tracing::warn!(%error, "a tool's definition will be forgotten with this gate"),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Known {
@@ -70,6 +121,8 @@ pub struct Peer {
     pub rules: RpcRules,
     /// The grant's place.
     pub grant: usize,
+    /// The paths that the grant covers, which tell servers of one host apart.
+    pub paths: Vec<String>,
     /// The host.
     pub host: HostName,
     /// The port.
@@ -77,8 +130,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn server(&self) -> Server {
-        (self.grant, self.host.to_string(), self.port)
+    fn server(&self) -> String {
+        format!("{}:{} {}", self.host, self.port, self.paths.join(" "))
     }
 }
 
@@ -535,7 +588,14 @@ fn is_as_before(servers: &Servers, peer: &Peer, name: &str, digest: Digest) -> b
     let first = match peer.rules.pins.get(name) {
         Some(pinned) => *pinned,
         None if known.definitions.len() >= MAX_DEFINITIONS && !known.definitions.contains_key(name) => return false,
-        None => *known.definitions.entry(name.to_owned()).or_insert(digest),
+        None => match known.definitions.get(name) {
+            Some(first) => *first,
+            None => {
+                known.definitions.insert(name.to_owned(), digest);
+                servers.keep(&Seen { server: peer.server().into(), tool: name.into(), digest });
+                digest
+            }
+        },
     };
     if first == digest {
         known.definitions.remove(&changed(name));

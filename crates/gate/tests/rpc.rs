@@ -114,6 +114,34 @@ async fn a_tool_that_became_another_is_held_until_somebody_approves() {
 }
 
 #[tokio::test]
+async fn what_a_tool_was_outlives_the_gate() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = || {
+        let path = dir.path().join("definitions");
+        std::fs::File::options().read(true).append(true).create(true).open(path).unwrap()
+    };
+    let list = ask("tools/list", json!({}));
+    let world = World::new(tools(&["*"])).await;
+    world.fence.gate.remember_definitions(memory()).unwrap();
+    world.say(&list).await;
+    // A crash of the host left half a line.
+    std::io::Write::write_all(&mut memory(), b"{\"server\":\"half").unwrap();
+
+    let world = World::new(tools(&["*"])).await;
+    world.fence.gate.remember_definitions(memory()).unwrap();
+    let (_, text) = world.say_with(&list, &[("x-changed", "1")]).await;
+    assert!(!text.contains("evil.example") && text.contains("shell"), "{text}");
+    assert_eq!(world.fence.log.outcome(0).await.findings, ["mcp_definition_changed"]);
+    assert_eq!(world.say(&list).await.1["result"]["tools"].as_array().unwrap().len(), 2);
+
+    // Without the memory, what comes first is believed.
+    let world = World::new(tools(&["*"])).await;
+    assert!(world.say_with(&list, &[("x-changed", "1")]).await.1.contains("evil.example"));
+    let written = std::fs::read_to_string(dir.path().join("definitions")).unwrap();
+    assert_eq!(written.lines().filter(|line| line.contains("digest")).count(), 2, "each once: {written}");
+}
+
+#[tokio::test]
 async fn a_pinned_definition_is_the_only_one() {
     let other = ringfence_model::Digest::of(b"another definition");
     let rules = RpcRules { pins: [("search".to_owned(), other)].into(), ..RpcRules::default() };

@@ -184,6 +184,7 @@ fn ringfence_start(place: &Place, layers: &[PathBuf], round: usize) -> Duration 
         fence: Fence::default(),
         ledger: None,
         host_ledger: None,
+        definitions: None,
         hold: false,
     };
     let inherited = Fds {

@@ -653,17 +653,19 @@ fn spool_file(spec: &SandboxSpec, who: &str) -> Result<File, Report> {
         .map_err(|e| SandboxError::step(format!("open the audit spool `{}`", path.display()))(e).into())
 }
 
-/// Nobody but root may open it by name; the gate gets it open.
 fn ledger_file(path: &std::path::Path) -> Result<File, Report> {
+    private_file(path, File::options().write(true).truncate(false))
+}
+
+/// Nobody but root may open it by name; the gate gets it open.
+fn private_file(path: &std::path::Path, options: &mut fs::OpenOptions) -> Result<File, Report> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options()
+    options
         .read(true)
-        .write(true)
         .create(true)
-        .truncate(false)
         .mode(0o600)
         .open(path)
-        .map_err(|e| SandboxError::step(format!("open the budget's file `{}`", path.display()))(e).into())
+        .map_err(|e| SandboxError::step(format!("open the gate's file `{}`", path.display()))(e).into())
 }
 
 fn make_network() -> Result<Capture, Report> {
@@ -701,6 +703,9 @@ fn start_gate(
     given.extend(ingress.map(|fd| (fd, fds::GATE_INGRESS)));
     for (path, place) in [(&spec.ledger, fds::GATE_LEDGER), (&spec.host_ledger, fds::GATE_HOST_LEDGER)] {
         given.extend(path.as_deref().map(ledger_file).transpose()?.map(|file| (file.into(), place)));
+    }
+    if let Some(path) = &spec.definitions {
+        given.push((private_file(path, File::options().append(true))?.into(), fds::GATE_DEFINITIONS));
     }
     let sockets = [t4, t6, d4, d6, u4, u6];
     let places = fds::GATE_TCP.into_iter().chain(fds::GATE_DNS).chain(fds::GATE_UDP);

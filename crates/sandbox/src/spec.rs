@@ -74,6 +74,9 @@ pub struct SandboxSpec {
     /// The file that the host's budget is counted in, if it has one; it is made when absent.
     #[serde(default)]
     pub host_ledger: Option<PathBuf>,
+    /// The file with the definitions of MCP tools that the agent's gates have seen; it is made when absent.
+    #[serde(default)]
+    pub definitions: Option<PathBuf>,
     /// The program that holds `gate-process`: our own binary.
     pub gate_program: PathBuf,
     /// Which barriers stand.
@@ -197,6 +200,8 @@ pub mod fds {
     pub const GATE_LEDGER: i32 = 8;
     /// Gate: the file that the host's budget is counted in; may be absent.
     pub const GATE_HOST_LEDGER: i32 = 9;
+    /// Gate: the file with definitions of MCP tools; may be absent.
+    pub const GATE_DEFINITIONS: i32 = 17;
     /// Gate: Unix socket on which new policies come.
     pub const GATE_CONTROL: i32 = 16;
     /// Gate: captured TCP connections, IPv4 and IPv6.

@@ -205,6 +205,7 @@ impl JobRunner<'_> {
             fence: self.fence,
             ledger: None,
             host_ledger: None,
+            definitions: None,
             hold: false,
         })
     }

@@ -193,6 +193,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -
         log: home.join("agent.log"),
         spools: plan.paths.spools_of(id),
         ledger: Some(home.join("budget")),
+        definitions: Some(home.join("definitions")),
         host_ledger: (!plan.host.budget.is_empty()).then(|| plan.paths.host_ledger()),
         gate_program: plan.program.to_path_buf(),
         fence: fence(manifest),
@@ -276,6 +277,7 @@ fn gate_config(
         strict_audit: plan.host.strict_audit,
         danger_unconfined: false,
         fds: Fds {
+            definitions: spec.definitions.as_ref().map(|_| fds::GATE_DEFINITIONS),
             ledger: spec.ledger.as_ref().map(|_| fds::GATE_LEDGER),
             host_ledger: spec.host_ledger.as_ref().map(|_| fds::GATE_HOST_LEDGER),
             ..gate_fds()

@@ -121,6 +121,7 @@ pub fn spec() -> (SandboxSpec, tempfile::TempDir) {
         fence: Fence::default(),
         ledger: None,
         host_ledger: None,
+        definitions: None,
         hold: false,
     };
     (spec, dir)

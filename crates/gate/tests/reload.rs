@@ -82,6 +82,29 @@ async fn a_policy_that_is_not_right_leaves_the_old_one_in_force() {
 }
 
 #[tokio::test]
+async fn a_policy_does_not_make_a_tool_that_changed_believed_anew() {
+    let world = World::new().await;
+    let rules = |paths: &[&str]| {
+        let mut config = world.paths(paths);
+        config.grants[0].rpc = Some(ringfence_model::manifest::RpcRules::default());
+        config
+    };
+    let fence = Fence::of(&rules(&["/mcp"]));
+    let list = async |changed: bool| {
+        let mut request = post("/mcp", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{}}"#);
+        if changed {
+            request.headers_mut().insert("x-changed", "1".parse().unwrap());
+        }
+        body_of(fence.h1().await.send_request(request).await.unwrap()).await
+    };
+    assert!(list(false).await.contains("search"));
+    let mut other = rules(&["/mcp"]);
+    other.grants.push(Grant { host: "more.example.org".parse().unwrap(), ..grant(world.upstream.address, &world.ca) });
+    fence.gate.reload(&other.policy()).unwrap();
+    assert!(!list(true).await.contains("evil.example"));
+}
+
+#[tokio::test]
 async fn what_runs_on_ends_once_it_is_not_granted_and_not_before() {
     let world = World::new().await;
     let fence = Fence::of(&world.paths(&["/ws"]));

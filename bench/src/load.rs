@@ -52,7 +52,14 @@ pub enum Work {
     Upload(u64),
     /// The time from a request to its first event.
     FirstEvent,
+    /// A call of a language model, answered whole.
+    Chat,
+    /// A call of a language model, and the time to the first event of its answer.
+    ChatStream,
 }
+
+/// What a client of a language model asks, as usual clients write it.
+const CHAT: &str = r#"{"model":"gpt-4o-mini","stream":STREAM,"max_tokens":256,"messages":[{"role":"system","content":"You are an analyst. Answer in short sentences, and name the table that each number comes from. Do not guess."},{"role":"user","content":"Which region sold more in the third quarter than in the second, and by how much? Leave out regions with fewer than a hundred orders."}],"tools":[{"type":"function","function":{"name":"query","description":"Runs a query on the sales table.","parameters":{"type":"object","properties":{"sql":{"type":"string"}},"required":["sql"]}}}]}"#;
 
 /// What a client saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -180,14 +187,21 @@ impl Client {
             Work::Anew(_) => ("GET", "/bytes/1024".to_owned(), 0),
             Work::Upload(bytes) => ("POST", "/sink".to_owned(), *bytes),
             Work::FirstEvent => ("GET", "/sse".to_owned(), 0),
+            Work::Chat | Work::ChatStream => ("POST", "/v1/chat/completions".to_owned(), 0),
+        };
+        let chat = match work {
+            Work::Chat => CHAT.replace("STREAM", "false"),
+            Work::ChatStream => CHAT.replace("STREAM", "true"),
+            _ => String::new(),
         };
         // The headers of a usual client of a language model.
         let port = if *port == 443 { String::new() } else { format!(":{port}") };
-        let length = if up > 0 { format!("Content-Length: {up}\r\n") } else { String::new() };
+        let body = up + chat.len() as u64;
+        let length = if body > 0 { format!("Content-Length: {body}\r\n") } else { String::new() };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}{port}\r\nAccept: application/json\r\nAccept-Encoding: gzip, deflate\r\n\
              Connection: keep-alive\r\nUser-Agent: OpenAI/Python 1.99.1\r\nX-Stainless-Lang: python\r\nX-Stainless-Os: Linux\r\n\
-             X-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.13.5\r\nContent-Type: application/json\r\n{length}\r\n"
+             X-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.13.5\r\nContent-Type: application/json\r\n{length}\r\n{chat}"
         );
         line.stream.write_all(request.as_bytes()).await?;
         let mut left = up;
@@ -201,7 +215,7 @@ impl Client {
         if head.target() != "200" {
             return Err(format!("the answer is {}", head.target()).into());
         }
-        let first_event = matches!(work, Work::FirstEvent);
+        let first_event = matches!(work, Work::FirstEvent | Work::ChatStream);
         let Some(length) = head.length else { return chunked(line).await.map(|at| first_event.then_some(at)) };
         let mut left = length.saturating_sub(line.kept.len() as u64);
         line.kept.clear();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ringfence_gate::config::{CredentialLease, Fds, GateConfig, Ready};
 use ringfence_model::manifest::{Grant, Place};
-use ringfence_model::{SandboxId, SecretText};
+use ringfence_model::{Manifest, SandboxId, SecretText};
 use ringfence_sys::capture::Capture;
 use ringfence_sys::spawn::{Spawn, sealed};
 use rustix::process::Pid;
@@ -177,9 +177,9 @@ impl World {
 
     /// A gate in the process that the shim would start: captured namespace, host's namespace for its calls, spool,
     /// policy of `grants` grants, leases whose placeholders it searches for, and all confinement.
-    pub fn gate(&self, name: &str, program: &Path, grants: usize, secret: bool) -> Result<Peer, Failure> {
+    pub fn gate(&self, name: &str, program: &Path, secret: bool, strict: bool) -> Result<Peer, Failure> {
         let (program, dir, label) = (program.to_owned(), self.dir.clone(), name.replace(' ', "-"));
-        let config = self.config(grants, secret)?;
+        let config = GateConfig { strict_audit: strict, ..self.config(10, secret)? };
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (up, came_up) = mpsc::channel();
         std::thread::spawn(move || {
@@ -227,7 +227,7 @@ impl World {
         let grant = |host: String| -> Result<Grant, Failure> {
             Ok(Grant {
                 methods: vec!["GET".into(), "POST".into()],
-                paths: vec!["/bytes/*".into(), "/sink".into(), "/sse".into()],
+                paths: ["/bytes/*", "/sink", "/sse", "/v1/chat/completions"].map(String::from).to_vec(),
                 connect_to: Some(self.upstream),
                 ca_pem: Some(ca.clone()),
                 ..Grant::to(host.parse()?)
@@ -242,7 +242,11 @@ impl World {
         };
         let sandbox = SandboxId::from_parts(1, [1; 8]);
         let closed = GateConfig::closed("analyst".parse()?, sandbox, 65_534, 65_534, Fds::default());
-        Ok(GateConfig { grants, credentials: [("openai".to_owned(), lease)].into(), ..closed })
+        // More than any run spends, in every unit.
+        const BUDGET: &str = "[agent]\nname = \"a\"\nentry = [\"x\"]\n[budget]\nrequests_per_month = 1000000000\n\
+            tokens_per_month = 1000000000000\nusd_per_day = 100000\nbytes_per_month = \"1000TiB\"\n";
+        let budget = Manifest::parse(BUDGET, &|_| Err(String::new()))?.budget;
+        Ok(GateConfig { grants, budget, credentials: [("openai".to_owned(), lease)].into(), ..closed })
     }
 }
 
@@ -259,10 +263,11 @@ fn start_gate(
     let (ready_read, ready_write) = rustix::pipe::pipe()?;
     let spool =
         std::fs::File::options().create(true).append(true).read(true).open(dir.join(format!("{name}.spool")))?;
+    let ledger = rustix::fs::memfd_create("ledger", rustix::fs::MemfdFlags::CLOEXEC)?;
     config.fds =
-        Fds { tcp: vec![10, 11], dns: vec![12, 13], udp_sink: vec![14, 15], host_netns: Some(6), spool: 4, ready: 5, ..Fds::default() };
+        Fds { ledger: Some(8), tcp: vec![10, 11], dns: vec![12, 13], udp_sink: vec![14, 15], host_netns: Some(6), spool: 4, ready: 5, ..Fds::default() };
     let orders = sealed("gate-config", &serde_json::to_vec(&config)?)?;
-    let mut fds: Vec<(OwnedFd, i32)> = vec![(orders, 3), (spool.into(), 4), (ready_write, 5), (host.into(), 6)];
+    let mut fds: Vec<(OwnedFd, i32)> = vec![(orders, 3), (ledger, 8), (spool.into(), 4), (ready_write, 5), (host.into(), 6)];
     fds.extend(tcp.into_iter().chain(dns).chain(udp).zip(10..));
     let spawn = Spawn {
         program: program.to_owned(),

@@ -16,10 +16,11 @@ const HELP: &str = "\
 Measures the gate beside other proxies that open TLS: all in one run, in turn, medians of the rounds.
 
   --gate PATH        program whose `gate-process` is the gate (default: this program, with the gate compiled in)
-  --peers A,B        of direct, gate, secret (a gate that injects), hudsucker, squid, mitmproxy
-                     (default: all but secret and mitmproxy)
+  --peers A,B        of direct, gate, secret (a gate that injects), strict (a gate that waits for the disk), hudsucker,
+                     squid, mitmproxy (default: all but secret, strict and mitmproxy)
   --mitmdump PATH    the program of mitmproxy
-  --rows A,B         of keep1, keep32, new, resumed, body64k, download, upload, sse, audit, grants (default: all)
+  --rows A,B         of keep1, keep32, new, resumed, body64k, download, upload, sse, chat, chatsse, chatsse32, audit,
+                     grants (default: all)
   --rounds N         how often each is measured (default: 3)
   --seconds N        how long each time (default: 2)
   --pause            start the peers, print their processes, and wait: for profiles";
@@ -45,7 +46,7 @@ struct Row {
     connections: usize,
 }
 
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 11] = [
     Row { key: "keep1", what: "keep-alive, 1 connection, 1 KiB", work: Work::KeepAlive(1024), connections: 1 },
     Row { key: "keep32", what: "keep-alive, 32 connections, 1 KiB", work: Work::KeepAlive(1024), connections: 32 },
     Row { key: "new", what: "new connection per request, 8 at once", work: Work::Anew(false), connections: 8 },
@@ -54,6 +55,9 @@ const ROWS: [Row; 8] = [
     Row { key: "download", what: "download of 1 GiB", work: Work::Download(BULK), connections: 1 },
     Row { key: "upload", what: "upload of 1 GiB", work: Work::Upload(BULK), connections: 1 },
     Row { key: "sse", what: "first event of a stream", work: Work::FirstEvent, connections: 1 },
+    Row { key: "chat", what: "language model, 32 connections", work: Work::Chat, connections: 32 },
+    Row { key: "chatsse", what: "language model, first event", work: Work::ChatStream, connections: 1 },
+    Row { key: "chatsse32", what: "the same, 32 streams", work: Work::ChatStream, connections: 32 },
 ];
 
 /// Medians of one peer in one row.
@@ -84,10 +88,11 @@ pub fn main(options: &[&str]) -> Done {
     for name in &options.peers {
         peers.push(match name.as_str() {
             "direct" => world.direct(),
-            "gate" => world.gate("gate", &options.gate, 10, false)?,
+            "gate" => world.gate("gate", &options.gate, false, false)?,
             "hudsucker" => world.hudsucker()?,
             "mitmproxy" => world.mitmproxy(&options.mitmdump)?,
-            "secret" => world.gate("gate with a secret", &options.gate, 10, true)?,
+            "secret" => world.gate("gate with a secret", &options.gate, true, false)?,
+            "strict" => world.gate("gate, strict audit", &options.gate, false, true)?,
             "squid" => world.squid()?,
             other => return Err(format!("no peer is called `{other}`").into()),
         });
@@ -303,6 +308,10 @@ fn promises(
     say("gate in 1 GiB up, MiB", gate("upload", |c| c.peak_mib), 32.0, true);
     let sse = cell("sse", "gate").zip(cell("sse", "direct")).map(|(g, d)| g.p50_us - d.p50_us);
     say("first event: added to direct, p50 µs", sse, 250.0, true);
+    let secret = |row, pick: fn(Cell) -> f64| cell(row, "gate with a secret").or(cell(row, "gate")).map(pick);
+    say("language model, 32: CPU s per 1,000", secret("chat", |c| c.cpu_per_1000), 0.06, true);
+    let chat = secret("chatsse", |c| c.p50_us).zip(cell("chatsse", "direct")).map(|(gate, direct)| gate - direct.p50_us);
+    say("language model: first event, added to direct, p50 µs", chat, 300.0, true);
     say("audit: share of requests/s", audit, 0.15, true);
     say("decision with 10 grants, µs", grants.map(|g| g[0]), 10.0, true);
     say("decision with 1,000 grants beside 10", grants.map(|g| g[2] / g[0]), 1.3, true);

@@ -33,6 +33,33 @@ pub fn main(port: u16, dir: &str) -> Done {
     })
 }
 
+fn contains_stream(part: &[u8]) -> bool {
+    part.get(..256).unwrap_or(part).windows(13).any(|w| w == b"\"stream\":true")
+}
+
+/// Answers as a language model's provider.
+async fn chat<S: AsyncWrite + Unpin>(stream: &mut S, events: bool) -> Done {
+    const USAGE: &str = r#""usage":{"prompt_tokens":120,"completion_tokens":200,"total_tokens":320}"#;
+    if !events {
+        let said = "word ".repeat(200);
+        let body = format!(
+            r#"{{"id":"c1","object":"chat.completion","model":"gpt-4o-mini","choices":[{{"index":0,"message":{{"role":"assistant","content":"{said}"}},"finish_reason":"stop"}}],{USAGE}}}"#
+        );
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await?;
+        return Ok(stream.flush().await?);
+    }
+    let chunk = |data: &str| format!("{:x}\r\ndata: {data}\n\n\r\n", data.len() + 8);
+    let word = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-4o-mini","choices":[{"index":0,"delta":{"content":"word "}}],"usage":null}"#;
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all((head.to_owned() + &chunk(word)).as_bytes()).await?;
+    stream.flush().await?;
+    tokio::time::sleep(SSE_PAUSE).await;
+    let last = format!(r#"{{"id":"c1","object":"chat.completion.chunk","model":"gpt-4o-mini","choices":[],{USAGE}}}"#);
+    stream.write_all((chunk(&last) + &chunk("[DONE]") + "0\r\n\r\n").as_bytes()).await?;
+    Ok(stream.flush().await?)
+}
+
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Done {
     let filler: Arc<[u8]> = vec![b'x'; wire::CHUNK].into();
     let mut buffer = vec![0; wire::CHUNK];
@@ -40,6 +67,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Done {
     loop {
         let Some(head) = Head::read(&mut stream, &mut kept, &mut buffer).await? else { return Ok(()) };
         let path = head.target().to_owned();
+        // Only in its first bytes does a call say whether it wants a stream.
+        let mut stream_wanted = contains_stream(&kept);
         let mut left = head.length.unwrap_or(0).saturating_sub(kept.len() as u64);
         kept.clear();
         while left > 0 {
@@ -47,6 +76,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Done {
             if count == 0 {
                 return Ok(());
             }
+            stream_wanted |= contains_stream(&buffer[..count]);
             left = left.saturating_sub(count as u64);
         }
         if path == "/sse" {
@@ -56,6 +86,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Done {
             tokio::time::sleep(SSE_PAUSE).await;
             stream.write_all(b"0\r\n\r\n").await?;
             stream.flush().await?;
+            continue;
+        }
+        if path == "/v1/chat/completions" {
+            chat(&mut stream, stream_wanted).await?;
             continue;
         }
         let length: u64 = path.strip_prefix("/bytes/").and_then(|n| n.parse().ok()).unwrap_or(2);

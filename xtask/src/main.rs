@@ -9,7 +9,7 @@ use std::process::ExitCode;
 const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("inspect", &["model"]),
-    ("policy", &["model"]),
+    ("policy", &["inspect", "model"]),
     ("audit", &["model"]),
     ("bridge", &["inspect"]),
     ("sys", &["model"]),

@@ -302,6 +302,7 @@ fn decide(
         method: method.word(),
         name: message.subject(),
         arguments: &arguments,
+        value: message.params().and_then(|params| params.get("arguments")),
         from_server,
     };
     match policy.decide(&Request::Rpc(request)) {

@@ -114,6 +114,36 @@ async fn a_tool_that_became_another_is_held_until_somebody_approves() {
 }
 
 #[tokio::test]
+async fn arguments_are_held_against_a_schema() {
+    let schema = r#"{"type":"object","properties":{"path":{"type":"string","pattern":"^/data/[a-z]+$"},
+        "lines":{"type":"integer","maximum":100}},"required":["path"],"additionalProperties":false}"#;
+    let schemas = [("search".to_owned(), schema.to_owned())].into();
+    let world = World::new(Some(RpcRules { schemas, ..RpcRules::default() })).await;
+    for (arguments, fits) in [
+        (json!({"path": "/data/x", "lines": 5}), true),
+        (json!({"path": "/data/x", "lines": 500}), false),
+        (json!({"path": "/data/../etc/passwd"}), false),
+        (json!({"path": ["/data/x"]}), false),
+        (json!({"path": "/data/x", "more": 1}), false),
+        (json!({}), false),
+    ] {
+        let before = world.reached();
+        let (_, answer) = world.say(&tool_call("search", arguments.clone())).await;
+        assert_eq!(answer["result"]["isError"] != true, fits, "{arguments}: {answer}");
+        assert_eq!(world.reached() > before, fits, "{arguments}");
+        if !fits {
+            assert_eq!(world.last_reason(), "argument_not_granted");
+        }
+    }
+    let why = world.fence.log.intents()[1].why.clone();
+    assert_eq!(why, "grant 1 covers the tool, but /lines does not fit `maximum`");
+    // Without it, all of them pass.
+    let world = World::new(Some(RpcRules::default())).await;
+    world.say(&tool_call("search", json!({"path": "/data/../etc/passwd"}))).await;
+    assert_eq!(world.reached(), 1);
+}
+
+#[tokio::test]
 async fn what_a_tool_was_outlives_the_gate() {
     let dir = tempfile::tempdir().unwrap();
     let memory = || {

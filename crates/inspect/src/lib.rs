@@ -8,6 +8,7 @@
 //! - [`sse`], [`ndjson`], [`eventstream`]: streams of messages, from chunks however they are cut
 //! - [`llm`]: calls of language models, in the shapes of the APIs that are in use
 //! - [`price`]: what calls cost
+//! - [`schema`]: what a value may be
 //! - [`mcp`]: messages of the Model Context Protocol, and of agents to each other
 
 mod base64;
@@ -17,4 +18,5 @@ pub mod llm;
 pub mod mcp;
 pub mod ndjson;
 pub mod price;
+pub mod schema;
 pub mod sse;

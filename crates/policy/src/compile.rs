@@ -1,11 +1,13 @@
 //! From manifest grants and guard-rail files to checked Cedar rules.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
 use cedar_policy::{
     Effect, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
+use ringfence_inspect::schema::Schema as ArgumentSchema;
 use ringfence_model::manifest::{Grant, LlmRules, Protocol, RpcRules, Scheme, TlsMode};
 use ringfence_model::report::one_line;
 use ringfence_model::{AgentName, Explain, Fault, HostName, HostPattern};
@@ -24,6 +26,8 @@ pub struct Policy {
     pub(crate) index: Index,
     /// Whether any guard-rail speaks of what a request body says.
     pub(crate) guard_rails_ask_for_content: bool,
+    /// Of each grant, what arguments of tools may be.
+    pub(crate) schemas: Vec<BTreeMap<String, ArgumentSchema>>,
     sources: Vec<(String, String)>,
 }
 
@@ -104,6 +108,16 @@ pub enum PolicyError {
         #[source]
         why: path::PathError,
     },
+    /// A schema of a tool's arguments that cannot be enforced.
+    #[error("grant {number} mcp schemas `{tool}` cannot be enforced: {why}")]
+    Arguments {
+        /// 1-based number of the grant.
+        number: usize,
+        /// The tool.
+        tool: String,
+        /// Why.
+        why: ringfence_inspect::schema::SchemaError,
+    },
     /// A guard-rail file that is not Cedar.
     #[error("cannot read guard-rail file `{file}`: {why}")]
     Syntax {
@@ -151,6 +165,7 @@ pub enum PolicyError {
 impl Explain for PolicyError {
     fn code(&self) -> &'static str {
         match self {
+            Self::Arguments { .. } => "policy.arguments",
             Self::Compile { .. } => "policy.compile",
             Self::Path { .. } => "policy.path",
             Self::Permits { .. } => "policy.guard_rail_permits",
@@ -170,6 +185,9 @@ impl Explain for PolicyError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Arguments { .. } => Some(
+                "write it in the keywords that docs/guide/models.md lists; `pattern` says what `format` would".into(),
+            ),
             Self::Permits { .. } => Some("write what is allowed as a `[[grant]]` of the manifest".into()),
             Self::Schema { .. } => Some("see policies/ringfence.cedarschema for what rules may speak about".into()),
             Self::Twice { .. } => Some("give each rule its own `@id(\"…\")`".into()),
@@ -177,6 +195,16 @@ impl Explain for PolicyError {
             _ => None,
         }
     }
+}
+
+/// What arguments of a grant's tools may be.
+fn argument_schemas(number: usize, grant: &Grant) -> Result<BTreeMap<String, ArgumentSchema>, PolicyError> {
+    let written = grant.rpc.iter().flat_map(|rules| &rules.schemas);
+    let read = written.map(|(tool, text)| match ArgumentSchema::parse(text) {
+        Ok(schema) => Ok((tool.clone(), schema)),
+        Err(why) => Err(PolicyError::Arguments { number, tool: tool.clone(), why }),
+    });
+    read.collect()
 }
 
 impl Policy {
@@ -245,7 +273,9 @@ impl Policy {
             return Err(PolicyError::Schema { rule, why });
         }
         index.seal().map_err(|e| compile_error("index", &*e))?;
-        Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_content, sources })
+        let schemas = grants.iter().enumerate().map(|(at, grant)| argument_schemas(at + 1, grant));
+        let schemas = schemas.collect::<Result<_, _>>()?;
+        Ok(Self { grants: grants.to_vec(), names, all, index, guard_rails_ask_for_content, schemas, sources })
     }
 
     /// Every rule by id, as Cedar text.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use cedar_policy::{Authorizer, Context, Entities, Entity, EntityId, EntityUid, PolicySet, RestrictedExpression};
+use ringfence_inspect::json::Value;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Grant, RpcRules, Scheme, TlsMode, glob_covers};
 
@@ -122,6 +123,8 @@ pub struct RpcRequest<'a> {
     pub name: Option<&'a str>,
     /// Arguments of a tool: each by its path, with `.` between, and its value as text.
     pub arguments: &'a [(String, String)],
+    /// The same as they came.
+    pub value: Option<&'a Value<'a>>,
     /// Whether the server says it.
     pub from_server: bool,
 }
@@ -361,7 +364,7 @@ impl Policy {
     }
 
     fn rpc(&self, request: &RpcRequest<'_>, rules: Rules) -> Result<Permit, Denial> {
-        let RpcRequest { grant, host, port, method, name, arguments, from_server } = request;
+        let RpcRequest { grant, host, port, method, name, arguments, value, from_server } = request;
         let granted = self.grants.get(*grant).and_then(|grant| grant.rpc.as_ref());
         let Some(granted) = granted else {
             return Err(Denial::new("rpc_not_granted", format!("grant {} is for no such server", grant + 1)));
@@ -371,6 +374,18 @@ impl Policy {
         {
             let why = format!("grant {} covers the tool, but {why}", grant + 1);
             return Err(Denial { rules: vec![format!("grant-{}/rpc", grant + 1)], ..Denial::new(argument, why) });
+        }
+        let schema = self.schemas.get(*grant).zip(*name).and_then(|(schemas, tool)| schemas.get(tool));
+        if let Some(schema) = schema.filter(|_| *method == "tools/call") {
+            let none = Value::object::<String>([]);
+            if let Err(misfit) = schema.fits(value.unwrap_or(&none)) {
+                let place = if misfit.path.is_empty() { "the arguments do" } else { misfit.path.as_str() };
+                let does = if misfit.path.is_empty() { "" } else { " does" };
+                let why =
+                    format!("grant {} covers the tool, but {place}{does} not fit `{}`", grant + 1, misfit.keyword);
+                let rules = vec![format!("grant-{}/rpc", grant + 1)];
+                return Err(Denial { rules, ..Denial::new("argument_not_granted", why) });
+            }
         }
         let said: Vec<RestrictedExpression> =
             arguments.iter().map(|(path, value)| RestrictedExpression::new_string(format!("{path}={value}"))).collect();

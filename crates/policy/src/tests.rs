@@ -560,3 +560,22 @@ fn without_its_one_form_a_path_climbs_out_of_its_grant() {
         assert_eq!(answer.decision(), cedar_policy::Decision::Allow, "with the barrier off {climbing} gets through");
     }
 }
+
+#[test]
+fn a_schema_of_arguments_that_cannot_be_enforced_is_refused() {
+    let text = "[agent]\nname = \"a\"\nentry = [\"x\"]\n[[grant]]\nhost = \"h.example\"\n[grant.mcp.schemas.search]\n\
+                type = \"object\"\nFORMAT\n[grant.mcp.schemas.search.properties.path]\ntype = \"string\"\n";
+    let compile = |text: &str| {
+        let manifest = ringfence_model::Manifest::parse(text, &|_| Err(String::new())).unwrap();
+        Policy::compile(&manifest.name, &manifest.grants, &[])
+    };
+    assert!(compile(&text.replace("FORMAT\n", "")).is_ok());
+    let error = compile(&text.replace("FORMAT", "format = \"uri\"")).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "grant 1 mcp schemas `search` cannot be enforced: `format` is not known, so it could not be enforced"
+    );
+    let json = text.split("[grant.mcp.schemas").next().unwrap().to_owned()
+        + "[grant.mcp.schemas]\nsearch = '{\"type\": \"object\"}'\n";
+    assert!(compile(&json).is_ok());
+}

@@ -403,6 +403,12 @@ pub(super) fn rpc(place: &str, mcp: Option<McpFile>, a2a: Option<A2aFile>) -> Re
         (Some(file), None) => file,
     };
     let place = |key: &str, text: &str| format!("{place} mcp {key} `{text}`");
+    for tool in file.schemas.keys() {
+        let listed = file.tools.as_ref().is_none_or(|tools| tools.iter().any(|glob| glob_covers(glob, tool)));
+        if !listed {
+            return Err(value(place("schemas", tool), "`tools` does not list it", "add it there, or drop its schema"));
+        }
+    }
     for (tool, arguments) in &file.arguments {
         let listed = file.tools.as_ref().is_none_or(|tools| tools.iter().any(|glob| glob_covers(glob, tool)));
         if !listed {
@@ -419,9 +425,27 @@ pub(super) fn rpc(place: &str, mcp: Option<McpFile>, a2a: Option<A2aFile>) -> Re
         Ok((tool, digest))
     };
     let pins = file.pins.into_iter().map(pin).collect::<Result<_, ManifestError>>()?;
+    // As a text, for schemas that come as JSON; what it says is read where it is enforced.
+    let schema = |(tool, written): (String, serde_json::Value)| match written {
+        serde_json::Value::String(text) => (tool, text),
+        table => (tool, table.to_string()),
+    };
+    let schemas = file.schemas.into_iter().map(schema).collect();
     let McpFile { methods, tools, prompts, resources, arguments, sampling, elicitation, roots, .. } = file;
     let protocol = RpcProtocol::Mcp;
-    Ok(Some(RpcRules { protocol, methods, tools, prompts, resources, arguments, pins, sampling, elicitation, roots }))
+    Ok(Some(RpcRules {
+        protocol,
+        methods,
+        tools,
+        prompts,
+        resources,
+        arguments,
+        schemas,
+        pins,
+        sampling,
+        elicitation,
+        roots,
+    }))
 }
 
 /// Whether `text` matches `glob`, where `*` stands for any text.

@@ -232,6 +232,9 @@ pub struct McpFile {
     /// `[grant.mcp.arguments.TOOL]`: globs by argument.
     #[serde(default)]
     pub arguments: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// `[grant.mcp.schemas.TOOL]`: a JSON Schema of all its arguments, or its text.
+    #[serde(default)]
+    pub schemas: BTreeMap<String, serde_json::Value>,
     /// `sha256:` digests of definitions by tool.
     #[serde(default)]
     pub pins: BTreeMap<String, String>,

@@ -272,6 +272,9 @@ pub struct RpcRules {
     /// What arguments of a tool may be: by tool and argument, globs of which one must match. A nested argument is named
     /// by its path, with `.` between.
     pub arguments: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// What the arguments of a tool may be, by tool, as the text of a JSON Schema.
+    #[serde(default)]
+    pub schemas: BTreeMap<String, String>,
     /// Digests of definitions, by tool: another definition is held back.
     pub pins: BTreeMap<String, Digest>,
     /// Whether the server may have the agent's model write.

@@ -359,6 +359,15 @@ impl Peer {
         self.processes().iter().filter_map(of).fold(0.0, |sum, kib| sum + kib) / 1024.0
     }
 
+    /// Its memory in MiB, where what it shares with others counts in parts.
+    pub fn share(&self) -> f64 {
+        let of = |pid: &u32| -> Option<f64> {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("Pss:"))?.split_whitespace().next()?.parse().ok()
+        };
+        self.processes().iter().filter_map(of).fold(0.0, |sum: f64, kib: f64| sum + kib) / 1024.0
+    }
+
     /// Forgets the peak of its memory.
     pub fn forget_peak(&self) {
         for pid in self.processes() {

@@ -20,7 +20,7 @@ Measures the gate beside other proxies that open TLS: all in one run, in turn, m
                      squid, mitmproxy (default: all but secret, strict and mitmproxy)
   --mitmdump PATH    the program of mitmproxy
   --rows A,B         of keep1, keep32, new, resumed, body64k, download, upload, sse, chat, chatsse, chatsse32, audit,
-                     grants (default: all)
+                     grants, many (default: all)
   --rounds N         how often each is measured (default: 3)
   --seconds N        how long each time (default: 2)
   --pause            start the peers, print their processes, and wait: for profiles";
@@ -138,7 +138,8 @@ pub fn main(options: &[&str]) -> Done {
     let audit = if wanted("audit") { Some(audit(&world, &options)?) } else { None };
     let grants = if wanted("grants") { Some(grants(&world)?) } else { None };
     drop(peers);
-    promises(&cells, &idle, audit, grants);
+    let many = if wanted("many") { Some(many(&world, &options)?) } else { None };
+    promises(&cells, &idle, audit, grants, many);
     Ok(())
 }
 
@@ -232,6 +233,18 @@ fn audit(world: &World, options: &Options) -> Result<f64, Failure> {
     Ok(1.0 - on.per_second / off.per_second)
 }
 
+/// What a gate takes of memory among so many that do nothing, in MiB: resident, and its share of what is shared.
+fn many(world: &World, options: &Options) -> Result<f64, Failure> {
+    const GATES: usize = 50;
+    let gates = (0..GATES).map(|nth| world.gate(&format!("gate {nth}"), &options.gate, false, false));
+    let gates = gates.collect::<Result<Vec<_>, _>>()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let resident = median(gates.iter().map(|gate| gate.memory("VmRSS")).collect());
+    let share = median(gates.iter().map(Peer::share).collect());
+    println!("{GATES} gates that do nothing, each: {resident:.1} MiB resident, {share:.1} MiB its share");
+    Ok(resident)
+}
+
 /// Microseconds per decision, with 10 and 1,000 grants: of requests all different, and of one again and again.
 fn grants(world: &World) -> Result<[f64; 4], Failure> {
     println!("decision, µs{:>24} {:>9}", "all different", "the same");
@@ -278,6 +291,7 @@ fn promises(
     idle: &[(String, f64)],
     audit: Option<f64>,
     grants: Option<[f64; 4]>,
+    many: Option<f64>,
 ) {
     println!("\npromises");
     let cell = |row: &'static str, peer: &str| cells.get(&(row, peer.to_owned())).copied();
@@ -303,6 +317,7 @@ fn promises(
     say("download, GB/s", gigabytes("download"), 1.0, false);
     say("upload, GB/s", gigabytes("upload"), 1.0, false);
     say("idle gate, MiB", idle.iter().find(|(name, _)| name == "gate").map(|(_, rss)| *rss), 8.0, true);
+    say("idle gate among 50, MiB", many, 8.0, true);
     say("gate at 32 connections, MiB", gate("keep32", |c| c.peak_mib), 32.0, true);
     say("gate in 1 GiB down, MiB", gate("download", |c| c.peak_mib), 32.0, true);
     say("gate in 1 GiB up, MiB", gate("upload", |c| c.peak_mib), 32.0, true);

@@ -37,6 +37,8 @@ pub enum UpBody {
         search: Option<Box<Search>>,
         /// What its bytes count against.
         account: Option<Arc<Account>>,
+        /// Whether its trailers go on; only tests say so.
+        trailers: bool,
     },
     /// Read before, because the decision needed it.
     Whole {
@@ -53,10 +55,15 @@ impl Body for UpBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Stream { head, inner, call, search, account } => {
+            Self::Stream { head, inner, call, search, account, trailers } => {
                 let frame = match head.take() {
                     Some(head) => Frame::data(head),
                     None => match ready!(Pin::new(inner).poll_frame(cx)) {
+                        // Who merges them with the headers would read a request that nobody decided about.
+                        Some(Ok(frame)) if frame.is_trailers() && !*trailers => {
+                            call.found("request_trailers_dropped");
+                            return Poll::Ready(None);
+                        }
                         Some(Ok(frame)) => frame,
                         Some(Err(error)) => {
                             call.failed(format!("request_body: {error}"));

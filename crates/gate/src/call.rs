@@ -4,17 +4,17 @@ use std::sync::{Arc, Mutex};
 
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
-    SEC_WEBSOCKET_EXTENSIONS, TRANSFER_ENCODING, UPGRADE,
+    SEC_WEBSOCKET_EXTENSIONS, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use ringfence_audit::{Direction, Event, RecordError};
 use ringfence_inspect::llm::Route;
 use ringfence_inspect::llm::edit::UsageAsked;
-use ringfence_model::manifest::{LlmRules, Scheme, Trust, Unit};
+use ringfence_model::manifest::{LlmRules, Place, Scheme, Trust, Unit};
 use ringfence_model::{CallId, HostName};
 use ringfence_policy::{Denial, HttpRequest, Permit, Policy};
 
@@ -33,7 +33,7 @@ use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
 use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, doh, identify, inject, llm, refuse, relay, rpc, trace};
+use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, rpc, trace};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -143,7 +143,14 @@ async fn serve(
         let asked = doh::check(&parts, permit.path().unwrap_or_default(), &grant.paths);
         asked.map_err(|denial| denied(&subject, denial))?;
     }
-    let Looked { mut content, asked, .. } = looked;
+    let Looked { mut content, asked, model } = looked;
+    if gate.barriers.detours {
+        let facts = asked.as_ref().map(|asked| &asked.facts);
+        let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket);
+        let question = HttpRequest { model: model.as_deref(), llm: facts, ..question };
+        detour::check(&gate.policy, &question, permit.path().unwrap_or_default(), &parts.headers)
+            .map_err(|denial| denied(&subject, denial))?;
+    }
     let peer = gate.grant(&permit).and_then(|granted| {
         let (rules, paths) = (granted.rpc.clone()?, granted.paths.clone());
         Some(Peer { rules, grant: permit.grant()?, paths, host: line.host.clone(), port: line.port })
@@ -178,7 +185,7 @@ async fn serve(
     let realtime = route.zip(spoken).map(|(route, asked)| talk((gate, line), &permit, route, asked, (&subject, &plan)));
     let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
     let readable = credential.is_some() || asked.is_some() || peer.is_some();
-    let prepared = prepare(line, &permit, parts, content, websocket, credential, readable).await;
+    let prepared = prepare(line, &permit, parts, content, (&method, websocket), credential, readable).await;
     let prepared = prepared.map_err(|denial| denied(&subject, denial))?;
 
     let account = account(gate, plan.want, behalf).await;
@@ -449,7 +456,7 @@ async fn prepare(
     permit: &Permit,
     parts: Parts,
     content: Content,
-    websocket: bool,
+    (method, websocket): (&Method, bool),
     credential: Option<&Credential>,
     readable: bool,
 ) -> Result<Prepared, Denial> {
@@ -458,6 +465,16 @@ async fn prepare(
     relay::strip_hop_by_hop(&mut head.headers);
     // The gate itself answers with 100, as soon as it wants the body.
     head.headers.remove(EXPECT);
+    if line.gate.barriers.detours {
+        let place = credential.and_then(|credential| match &credential.lease().place {
+            Place::Header { name, .. } => Some(name.to_ascii_lowercase()),
+            _ => None,
+        });
+        detour::strip_lookalikes(&mut head.headers, place.as_deref());
+    }
+    if line.gate.barriers.request_trailers {
+        head.headers.remove(TRAILER);
+    }
     if websocket {
         ask_for_websocket(&mut head.headers);
         websocket::offer_no_extension(&mut head.headers);
@@ -474,13 +491,24 @@ async fn prepare(
     let needed = credential.is_some_and(|credential| inject::needs_body(credential.lease()));
     let length = head.headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()).and_then(|l| l.parse::<usize>().ok());
     let short = !placeholders.is_empty() && length.is_some_and(|length| length <= MAX_SEARCHED_BYTES);
+    let unexpected = matches!(*method, Method::GET | Method::HEAD);
     let mut content = match content {
         Content::Begun(..) if needed => {
             return Err(Denial::new("body_too_large", "the credential needs the body, which is too large to be read"));
         }
-        Content::Stream(body) if needed || short => llm::gather(&head.headers, body, true).await?,
+        // The writer of HTTP/1.1 leaves a body out where these methods name no length.
+        Content::Stream(body) if needed || short || (unexpected && length.is_none() && !body.is_end_stream()) => {
+            llm::gather(&head.headers, body, true).await?
+        }
         content => content,
     };
+    let limited = line.gate.grant(permit).is_some_and(|grant| !grant.methods.is_empty() || !grant.paths.is_empty());
+    if unexpected && limited && line.gate.barriers.unexpected_bodies && !content.is_empty() {
+        let why = format!(
+            "servers that expect no body behind {method} may take it for the next request, which is not decided"
+        );
+        return Err(Denial::new("framing_ambiguous", why));
+    }
     let known = if let Content::Whole(bytes) = &content { Some(&**bytes) } else { None };
     let payload = match credential {
         Some(credential) => credential.payload(&head.headers, known)?,
@@ -521,7 +549,7 @@ async fn inject(
             Some(credential.put_in(&mut head, &target, &line.gate.dialler, &line.gate.recorder).await?)
         }
     };
-    let body = content.into_body(call, search, account);
+    let body = content.into_body(call, search, account, !line.gate.barriers.request_trailers);
     let Head { headers, path, query, .. } = head;
     Ok((Outgoing { method: method.clone(), headers, path: Some(path), query, body, websocket }, echo))
 }
@@ -549,13 +577,15 @@ fn brought_back(
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
         return Err("transfer_coded: the upstream sent its answer in a transfer coding that was not asked for".into());
     }
+    framing::check(&parts.headers)
+        .map_err(|why| format!("framing_ambiguous: where the answer ends is unclear: {why}"))?;
     relay::strip_hop_by_hop(&mut parts.headers);
     let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
     let messages = parts.headers.get(CONTENT_TYPE).is_some_and(grpc);
     let mut echo = if messages { echo.map(EchoGuard::of_messages) } else { echo };
     let bodiless = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || http_body::Body::is_end_stream(&body);
+        || body.is_end_stream();
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     let encoded = !bodiless && parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded);
     if encoded && (rpc.is_some() || counting.as_ref().is_some_and(Counting::is_needed)) {

@@ -8,7 +8,7 @@ use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode};
 use ringfence_policy::Denial;
 
-use crate::Barriers;
+use crate::{Barriers, framing};
 
 /// The longest ClientHello that is read, in bytes of TLS records.
 pub const MAX_HELLO_BYTES: usize = 16 * 1024;
@@ -255,12 +255,8 @@ pub fn request(parts: &Parts, host: &HostName, port: u16, scheme: Scheme) -> Res
             ));
         }
     }
-    if parts.headers.contains_key(http::header::TRANSFER_ENCODING)
-        && parts.headers.contains_key(http::header::CONTENT_LENGTH)
-    {
-        return Err(Denial::new("framing_ambiguous", "the request says its length in two ways"));
-    }
-    Ok(())
+    framing::check(&parts.headers)
+        .map_err(|why| Denial::new("framing_ambiguous", format!("where the request ends is unclear: {why}")))
 }
 
 /// Whether `text`, as in a Host header, names this host and port.

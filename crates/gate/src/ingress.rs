@@ -32,7 +32,7 @@ use crate::record::{Call, Subject};
 use crate::relay::{self, Agent, Upstream};
 use crate::tls::TlsError;
 use crate::upload::Upload;
-use crate::{Gate, MAX_CONNECTIONS, tls, trace};
+use crate::{Gate, MAX_CONNECTIONS, framing, tls, trace};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(75);
@@ -221,7 +221,9 @@ impl<S: Sockets> Ingress<S> {
             return page(StatusCode::BAD_REQUEST, "Bad request", "The request cannot be understood.");
         }
         trace::go_on(&mut parts.headers, call.id());
-        let body = UpBody::Stream { head: None, inner: body, call: Arc::clone(&call), search: None, account: None };
+        let call_too = Arc::clone(&call);
+        let body =
+            UpBody::Stream { head: None, inner: body, call: call_too, search: None, account: None, trailers: false };
         let request = Request::from_parts(parts, body);
         let sent = relay::send_inward(&self.gate.pool, permit, &self.agent, request, websocket).await;
         match sent {
@@ -231,6 +233,10 @@ impl<S: Sockets> Ingress<S> {
                     return upgraded(response, person.filter(|_| websocket), call);
                 }
                 let (mut parts, body) = response.into_parts();
+                if let Err(why) = framing::check(&parts.headers) {
+                    call.failed(format!("framing_ambiguous: where the answer ends is unclear: {why}"));
+                    return page(StatusCode::BAD_GATEWAY, "The agent does not answer", "It cannot be understood.");
+                }
                 relay::strip_hop_by_hop(&mut parts.headers);
                 Response::from_parts(parts, DownBody::relayed(body, call, None, Count::default(), checkin))
             }

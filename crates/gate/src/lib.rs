@@ -25,6 +25,7 @@
 //! - [`dns`]: what is answered to which question
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
+//! - [`framing`]: where a message ends; [`detour`]: headers that ask to be taken for another request
 //! - [`coding`]: content codings undone
 //! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled
@@ -45,12 +46,14 @@ pub mod coding;
 pub mod config;
 pub mod datagram;
 pub mod decide;
+pub mod detour;
 pub mod dial;
 pub mod dns;
 pub mod doh;
 pub mod echo;
 pub mod failover;
 mod fields;
+pub mod framing;
 pub mod identify;
 pub mod ingress;
 pub mod inject;
@@ -133,17 +136,31 @@ struct Shared {
 pub struct Barriers {
     /// Addresses that are not on the Internet are not dialled.
     pub addresses: bool,
+    /// Headers that ask to be taken for another request are decided as that one.
+    pub detours: bool,
     /// DNS inside HTTPS or TLS is denied where it is not granted by name.
     pub encrypted_dns: bool,
     /// A ClientHello that may hide another name is not relayed closed.
     pub encrypted_hello: bool,
     /// A call with a placeholder where it does not belong is denied.
     pub misdirected_placeholders: bool,
+    /// Trailers of requests are dropped.
+    pub request_trailers: bool,
+    /// A body where servers may expect none is denied under a grant of some methods or paths.
+    pub unexpected_bodies: bool,
 }
 
 impl Default for Barriers {
     fn default() -> Self {
-        Self { addresses: true, encrypted_dns: true, encrypted_hello: true, misdirected_placeholders: true }
+        Self {
+            addresses: true,
+            detours: true,
+            encrypted_dns: true,
+            encrypted_hello: true,
+            misdirected_placeholders: true,
+            request_trailers: true,
+            unexpected_bodies: true,
+        }
     }
 }
 

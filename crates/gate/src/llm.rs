@@ -48,13 +48,30 @@ pub enum Content<B = Upload> {
 }
 
 impl Content {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Begun(..) => false,
+            Self::Stream(body) => body.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_empty(),
+        }
+    }
+
     /// The body to be sent.
-    pub fn into_body(self, call: &Arc<Call>, search: Option<Box<Search>>, account: Option<&Arc<Account>>) -> UpBody {
+    #[must_use]
+    pub fn into_body(
+        self,
+        call: &Arc<Call>,
+        search: Option<Box<Search>>,
+        account: Option<&Arc<Account>>,
+        trailers: bool,
+    ) -> UpBody {
         let call = Arc::clone(call);
         let account = account.cloned();
         match self {
-            Self::Begun(head, inner) => UpBody::Stream { head: Some(head), inner, call, search, account },
-            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, search, account },
+            Self::Begun(head, inner) => UpBody::Stream { head: Some(head), inner, call, search, account, trailers },
+            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, search, account, trailers },
             Self::Whole(bytes) => UpBody::Whole { bytes: Some(bytes), call },
         }
     }

@@ -8,6 +8,9 @@
     reason = "this is test code"
 )]
 
+pub mod frames;
+pub mod lenient;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -223,6 +226,8 @@ pub struct Upstream {
     pub seen: Heads,
     /// Bodies that reached it, in the order in which they were complete.
     pub bodies: Arc<Mutex<Vec<Bytes>>>,
+    /// Trailers of those bodies.
+    pub trailers: Arc<Mutex<Vec<HeaderMap>>>,
     pub connections: Arc<std::sync::atomic::AtomicUsize>,
 }
 
@@ -233,13 +238,15 @@ impl Upstream {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let bodies = Arc::new(Mutex::new(Vec::new()));
-        let (heads, count, whole) = (Arc::clone(&seen), Arc::clone(&connections), Arc::clone(&bodies));
+        let trailers = Arc::new(Mutex::new(Vec::new()));
+        let (heads, count, whole) =
+            (Arc::clone(&seen), Arc::clone(&connections), (Arc::clone(&bodies), Arc::clone(&trailers)));
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let (tls, heads) = (tls.clone(), (Arc::clone(&heads), Arc::clone(&whole)));
+                let (tls, heads) = (tls.clone(), (Arc::clone(&heads), whole.clone()));
                 tokio::spawn(async move {
                     match tls {
                         Some(tls) => {
@@ -252,7 +259,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, seen, bodies, connections }
+        Self { address, seen, bodies, trailers, connections }
     }
 
     pub fn heads(&self) -> Vec<Head> {
@@ -265,11 +272,13 @@ pub type Head = (http::Method, String, HeaderMap, Version);
 
 type Heads = Arc<Mutex<Vec<Head>>>;
 
-type Seen = (Heads, Arc<Mutex<Vec<Bytes>>>);
+type Bodies = (Arc<Mutex<Vec<Bytes>>>, Arc<Mutex<Vec<HeaderMap>>>);
+
+type Seen = (Heads, Bodies);
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, (heads, bodies): Seen) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let (heads, bodies) = (Arc::clone(&heads), Arc::clone(&bodies));
+        let (heads, bodies) = (Arc::clone(&heads), bodies.clone());
         async move {
             if !request.uri().path().starts_with("/fast") {
                 heads.lock().unwrap().push((
@@ -304,7 +313,7 @@ fn chunks(parts: Vec<(u64, Vec<u8>)>) -> BoxBody<Bytes, Infallible> {
     body.boxed()
 }
 
-async fn answer(mut request: Request<Incoming>, bodies: &Mutex<Vec<Bytes>>) -> Reply {
+async fn answer(mut request: Request<Incoming>, (bodies, trailers): &Bodies) -> Reply {
     let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
     let said = authorization.unwrap_or_default();
     match request.uri().path().to_owned().as_str() {
@@ -358,7 +367,13 @@ async fn answer(mut request: Request<Incoming>, bodies: &Mutex<Vec<Bytes>>) -> R
                 .unwrap()
         }
         _ => {
-            let body = request.body_mut().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+            let body = match request.body_mut().collect().await {
+                Ok(body) => {
+                    trailers.lock().unwrap().push(body.trailers().cloned().unwrap_or_default());
+                    body.to_bytes()
+                }
+                Err(_) => Bytes::new(),
+            };
             bodies.lock().unwrap().push(body.clone());
             Response::builder().header("x-got", body.len()).body(text(body)).unwrap()
         }

@@ -37,6 +37,29 @@ pub(crate) const HEAD: Duration = Duration::from_secs(75);
 /// The largest request head.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// The headers of a request over HTTP/2, as their sum is counted there.
+const MAX_HEADERS: u32 = 64 * 1024;
+
+/// Requests at once on a connection of HTTP/2.
+const MAX_STREAMS: u32 = 128;
+
+/// What an agent may send ahead on one stream, and on all of a connection. There is no distance between agent and gate that
+/// a larger one would bridge.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
+/// What is held of an answer that the agent does not read, on a stream.
+const MAX_UNSENT_BYTES: usize = 64 * 1024;
+
+/// Streams that an agent reset before they were looked at; beyond it the connection ends.
+///
+/// # Source
+/// CVE-2023-44487.
+const MAX_RESET_STREAMS: usize = 20;
+
+/// Malformed requests on a connection of HTTP/2; beyond it the connection ends.
+const MAX_MALFORMED_STREAMS: usize = 64;
+
 /// TLS alert: fatal, `access_denied`.
 ///
 /// # Source
@@ -354,8 +377,13 @@ where
         Protocol::H2 => {
             hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .max_header_list_size(64 * 1024)
-                .max_concurrent_streams(128)
+                .max_header_list_size(MAX_HEADERS)
+                .max_concurrent_streams(MAX_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(MAX_UNSENT_BYTES)
+                .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+                .max_local_error_reset_streams(MAX_MALFORMED_STREAMS)
                 .enable_connect_protocol()
                 .keep_alive_interval(HEAD)
                 .auto_date_header(false)

@@ -33,7 +33,7 @@ use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
 use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, rpc, trace};
+use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, room, rpc, trace};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -45,6 +45,8 @@ pub struct Line {
 
 /// Why a request got no answer of the upstream.
 enum Refused {
+    /// Too much is going on at once.
+    Busy(CallId),
     /// The policy, or a rule of the gate, said no.
     Denied(Box<Subject>, Denial),
     /// It was allowed and failed.
@@ -97,6 +99,7 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
             let id = recorder.deny(*subject, &denial).await;
             refuse::rpc(&answers, &id)
         }
+        Err(Refused::Busy(id)) => Told::Busy.answer(form, Some(&id)),
         Err(Refused::Failed(id, message)) => Told::Failed(message).answer(form, Some(&id)),
         Err(Refused::Again) => Told::Failed("no provider could answer").answer(form, chances.after.as_ref()),
         Err(Refused::Unrecorded(error)) => {
@@ -236,12 +239,17 @@ async fn serve(
     let (response, checkin) = match sent {
         Ok(sent) => sent,
         Err(why) => {
-            let never_left = ["connect_failed", "dns_failed", "tls_", "upstream_proxy_"];
+            let never_left = ["connect_failed", "dns_failed", "tls_", room::FULL, "upstream_proxy_"];
             if never_left.iter().any(|early| why.starts_with(early)) {
                 give_back();
             }
+            let busy = why.starts_with(room::FULL);
             let refused = failed(why, UNREACHABLE);
-            return Err(if chances.are_left(call.id(), None) { Refused::Again } else { refused });
+            return Err(match chances.are_left(call.id(), None) {
+                true => Refused::Again,
+                false if busy => Refused::Busy(call.id().clone()),
+                false => refused,
+            });
         }
     };
     call.status(response.status().as_u16());

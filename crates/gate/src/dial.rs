@@ -19,6 +19,7 @@ use ringfence_policy::Denial;
 use tokio::net::TcpStream;
 
 use crate::record::Recorder;
+use crate::room::{Placed, Room};
 use crate::stream::ReadAhead;
 use crate::upstream_proxy::{Proxy, Wire};
 
@@ -50,6 +51,7 @@ pub struct Dialler {
     guarded: bool,
     /// Whom calls go through, where the operator says so.
     proxy: Option<Proxy>,
+    room: Room,
 }
 
 /// Where a connection goes: addresses that were checked, to be dialled as they are.
@@ -101,7 +103,7 @@ impl Dialler {
     /// The same, through a proxy or not; unguarded only in tests.
     #[must_use]
     pub fn going(&self, proxy: Option<Proxy>, guarded: bool) -> Self {
-        Self { resolver: self.resolver.clone(), recorded: Mutex::default(), guarded, proxy }
+        Self { resolver: self.resolver.clone(), recorded: Mutex::default(), guarded, proxy, room: Room::default() }
     }
 
     fn asking(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, String> {
@@ -111,7 +113,7 @@ impl Dialler {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { resolver, recorded: Mutex::default(), guarded: true, proxy: None })
+        Ok(Self { resolver, recorded: Mutex::default(), guarded: true, proxy: None, room: Room::default() })
     }
 
     /// The addresses that a call may go to, each checked.
@@ -233,7 +235,19 @@ impl Dialler {
     ///
     /// # Errors
     /// The last attempt's error, in words.
-    pub(crate) async fn connect(&self, route: &Route) -> Result<(Wire, Arc<str>), String> {
+    pub(crate) async fn connect(&self, route: &Route) -> Result<(Placed<Wire>, Arc<str>), String> {
+        let first = route.addresses.first().ok_or("connect_failed: there is no address")?;
+        let place = self.room.place(*first).await?;
+        let (wire, address) = self.wire(route).await?;
+        Ok((Placed::new(wire, place), address))
+    }
+
+    /// Whether no further connection can be made before another ends.
+    pub(crate) fn is_full(&self) -> bool {
+        self.room.is_full()
+    }
+
+    async fn wire(&self, route: &Route) -> Result<(Wire, Arc<str>), String> {
         let code = if route.asking_for.is_some() { "upstream_proxy_unreachable" } else { "connect_failed" };
         let (stream, address) = match tokio::time::timeout(CONNECT_TIMEOUT, race(&route.addresses)).await {
             Ok(done) => done.map_err(|e| format!("{code}: {e}"))?,

@@ -28,7 +28,7 @@
 //! - [`framing`]: where a message ends; [`detour`]: headers that ask to be taken for another request
 //! - [`coding`]: content codings undone
 //! - `needle`: many texts searched for at once, in all their forms
-//! - [`dial`]: which addresses may be dialled
+//! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
@@ -70,6 +70,7 @@ pub mod refuse;
 pub mod relay;
 pub mod reload;
 pub mod resolver;
+pub mod room;
 pub mod rpc;
 pub mod sigv4;
 mod stream;

@@ -16,6 +16,8 @@ use crate::body::DownBody;
 pub enum Told {
     /// A budget is used up; when there is some again.
     Budget(Option<Duration>),
+    /// Too much is going on at once.
+    Busy,
     /// It is not granted.
     Denied,
     /// It is not granted with this model.
@@ -49,6 +51,7 @@ impl Told {
     const fn status(&self) -> StatusCode {
         match self {
             Self::Budget(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied | Self::Model(_) => StatusCode::FORBIDDEN,
             Self::Failed(_) => StatusCode::BAD_GATEWAY,
         }
@@ -58,6 +61,7 @@ impl Told {
     const fn code(&self) -> &'static str {
         match self {
             Self::Budget(_) => "ringfence.budget",
+            Self::Busy => "ringfence.busy",
             Self::Denied | Self::Model(_) => "ringfence.denied",
             Self::Failed(_) => "ringfence.upstream",
         }
@@ -66,6 +70,7 @@ impl Told {
     const fn words(&self) -> &'static str {
         match self {
             Self::Budget(_) => "the budget is used up",
+            Self::Busy => "too many connections are open",
             Self::Denied | Self::Model(_) => "this call is not granted",
             Self::Failed(words) => words,
         }
@@ -77,7 +82,7 @@ impl Told {
         let call = id.map_or("", CallId::as_str);
         match form {
             Form::Grpc => self.grpc(call),
-            Form::Llm(shape) if !matches!(self, Self::Failed(_)) => self.llm(shape, call),
+            Form::Llm(shape) if !matches!(self, Self::Busy | Self::Failed(_)) => self.llm(shape, call),
             Form::Llm(_) | Form::Problem => self.problem(call),
         }
     }
@@ -86,7 +91,7 @@ impl Told {
         let reason = match self {
             Self::Budget(again) => Reason::BudgetExhausted { retry_after_s: again.map(seconds) },
             Self::Model(model) => Reason::ModelNotGranted { model },
-            Self::Denied | Self::Failed(_) => Reason::NotGranted,
+            Self::Busy | Self::Denied | Self::Failed(_) => Reason::NotGranted,
         };
         let answer = Refusal { reason, call }.answer(shape);
         let mut response = Response::new(DownBody::own(Bytes::from(answer.body)));
@@ -115,6 +120,9 @@ impl Told {
         if let Self::Budget(Some(again)) = self {
             headers.insert(RETRY_AFTER, seconds(*again).into());
         }
+        if *self == Self::Busy {
+            headers.insert(RETRY_AFTER, 1.into());
+        }
         response
     }
 
@@ -126,7 +134,7 @@ impl Told {
         let code = match self {
             Self::Budget(_) => 8,
             Self::Denied | Self::Model(_) => 7,
-            Self::Failed(_) => 14,
+            Self::Busy | Self::Failed(_) => 14,
         };
         let mut response = Response::new(DownBody::Own(None));
         let headers = response.headers_mut();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use ringfence_model::HostName;
 use ringfence_model::manifest::{Grant, Scheme};
 use ringfence_policy::Permit;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
 use crate::Gate;
@@ -33,6 +35,18 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an upstream may think before it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The largest head of an answer, in HTTP/1.1 and in HTTP/2; and, in HTTP/1.1, what is held of it that the agent does not
+/// read.
+const MAX_ANSWER_HEAD_BYTES: usize = 128 * 1024;
+const MAX_ANSWER_HEADERS: u32 = 64 * 1024;
+
+/// Interim answers (1xx) to one request.
+const MAX_INTERIM: usize = 1024;
+
+/// When an upstream is asked over HTTP/2 whether it is still there, while calls wait for it, and how long it may take.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long an idle connection is kept, and how many per upstream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
@@ -145,6 +159,13 @@ impl Pool {
         None
     }
 
+    /// Ends the connections that nobody uses, so that others can be made.
+    fn drop_idle(&self) {
+        for slot in self.slots.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            slot.idle.clear();
+        }
+    }
+
     fn share(&self, upstream: &Upstream, open: &Open<http2::SendRequest<UpBody>>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.contains_key(upstream) || slots.len() < MAX_UPSTREAMS {
@@ -198,33 +219,38 @@ pub async fn send(
     *request.method_mut() = outgoing.method;
     *request.headers_mut() = outgoing.headers;
     let mut sender = match way.0 {
-        Inner::Open(sender) => sender,
+        Inner::Open(sender) => match sender.free().await {
+            Some(sender) => sender,
+            None => dial(gate, grant, &upstream, websocket).await?,
+        },
         Inner::Dial(addresses) => open(gate, grant, &upstream, &addresses, websocket).await?,
     };
     let mut retried = false;
     loop {
         address(&mut request, &target, grant.scheme, host, port, &sender)?;
         call.address(Arc::clone(sender.address()));
-        match tokio::time::timeout(ANSWER_TIMEOUT, sender.try_send(request)).await {
-            Err(_) => return Err("answer_timeout: the upstream did not answer".into()),
-            Ok(Ok(response)) => {
+        let flood = bound_interim(&mut request);
+        let answer = async {
+            tokio::select! {
+                answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.try_send(request)) => answer.ok(),
+                () = flood.notified() => None,
+            }
+        };
+        match answer.await {
+            None => return Err("answer_timeout: the upstream did not answer, or only with interim answers".into()),
+            Some(Ok(response)) => {
                 let checkin = match sender {
                     Sender::H1(open) if !websocket => Some(Checkin { pool: Arc::clone(&gate.pool), upstream, open }),
                     _ => None,
                 };
                 return Ok((response, checkin));
             }
-            Ok(Err(mut failed)) => match failed.take_message() {
+            Some(Err(mut failed)) => match failed.take_message() {
                 // An idle connection that the upstream closed meanwhile: nothing of the request was sent.
                 Some(unsent) if !retried => {
                     retried = true;
                     request = unsent;
-                    let addresses = match gate.dialler.addresses(grant, host, port, &gate.recorder).await {
-                        Ok(addresses) => addresses,
-                        Err(NoAddress::Denied(denial)) => return Err(format!("{}: {}", denial.code, denial.why)),
-                        Err(NoAddress::Failed(why)) => return Err(why),
-                    };
-                    sender = open(gate, grant, &upstream, &addresses, websocket).await?;
+                    sender = dial(gate, grant, &upstream, websocket).await?;
                 }
                 _ => {
                     let error = failed.into_error();
@@ -235,6 +261,19 @@ pub async fn send(
     }
 }
 
+/// Says when there were too many interim answers. Over HTTP/2 they are not counted: there [`ANSWER_TIMEOUT`] alone bounds
+/// them.
+fn bound_interim(request: &mut Request<UpBody>) -> Arc<Notify> {
+    let flood = Arc::new(Notify::new());
+    let (left, told) = (AtomicUsize::new(MAX_INTERIM), Arc::clone(&flood));
+    hyper::ext::on_informational(request, move |_| {
+        if left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            told.notify_one();
+        }
+    });
+    flood
+}
+
 impl Sender {
     fn address(&self) -> &Arc<str> {
         match self {
@@ -243,18 +282,24 @@ impl Sender {
         }
     }
 
+    /// Itself, once it can take a request. Where the answer before came ahead of its request's end, that end may never come.
+    async fn free(mut self) -> Option<Self> {
+        if let Self::H1(open) = &mut self
+            && !open.sender.is_ready()
+        {
+            // The last byte of the answer before was just read; its task needs one more turn.
+            let ready = tokio::time::timeout(Duration::from_millis(200), open.sender.ready()).await;
+            ready.ok()?.ok()?;
+        }
+        Some(self)
+    }
+
     async fn try_send(
         &mut self,
         request: Request<UpBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<UpBody>>> {
         match self {
-            Self::H1(open) => {
-                if !open.sender.is_ready() {
-                    // The last byte of the answer before was just read; its task needs one more turn.
-                    let _ = tokio::time::timeout(Duration::from_millis(200), open.sender.ready()).await;
-                }
-                open.sender.try_send_request(request).await
-            }
+            Self::H1(open) => open.sender.try_send_request(request).await,
             Self::H2(open) => open.sender.try_send_request(request).await,
         }
     }
@@ -306,6 +351,16 @@ pub fn authority(scheme: Scheme, host: &HostName, port: u16) -> String {
     }
 }
 
+/// Finds an upstream's addresses anew, and dials it.
+async fn dial(gate: &Gate, grant: &Grant, upstream: &Upstream, websocket: bool) -> Result<Sender, String> {
+    let found = gate.dialler.addresses(grant, &upstream.host, upstream.port, &gate.recorder).await;
+    let route = found.map_err(|none| match none {
+        NoAddress::Denied(denial) => format!("{}: {}", denial.code, denial.why),
+        NoAddress::Failed(why) => why,
+    })?;
+    open(gate, grant, upstream, &route, websocket).await
+}
+
 /// Dials an upstream and makes ready to speak HTTP with it.
 async fn open(
     gate: &Gate,
@@ -314,6 +369,9 @@ async fn open(
     route: &Route,
     websocket: bool,
 ) -> Result<Sender, String> {
+    if gate.dialler.is_full() {
+        gate.pool.drop_idle();
+    }
     let (stream, address) = gate.dialler.connect(route).await?;
     if grant.scheme == Scheme::Http {
         return http1_over(stream, address).await.map(Sender::H1);
@@ -329,7 +387,9 @@ async fn open(
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .max_header_list_size(64 * 1024)
+            .max_header_list_size(MAX_ANSWER_HEADERS)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(Gather::new(stream)))
             .await
             .map_err(|e| format!("upstream_broke: {}", chain(&e)))?;
@@ -346,6 +406,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_ANSWER_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| format!("upstream_broke: {}", chain(&e)))?;
@@ -367,7 +428,11 @@ pub async fn send_inward<S: Sockets>(
     if permit.reason() != "ingress" {
         return Err("permit: it does not allow ingress".into());
     }
-    let mut sender = match pool.checkout(&agent.upstream).filter(|_| !websocket) {
+    let kept = match pool.checkout(&agent.upstream).filter(|_| !websocket) {
+        Some(sender) => sender.free().await,
+        None => None,
+    };
+    let mut sender = match kept {
         Some(sender) => sender,
         None => agent.dial().await?,
     };

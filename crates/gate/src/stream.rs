@@ -140,6 +140,8 @@ macro_rules! writes_through {
     };
 }
 
+pub(crate) use writes_through;
+
 writes_through!(Gather);
 writes_through!(ReadAhead);
 

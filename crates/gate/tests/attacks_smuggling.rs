@@ -13,7 +13,6 @@ mod support;
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
@@ -311,7 +310,7 @@ async fn no_bytes_of_http1_are_two_requests_to_an_upstream() {
             }
             assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{name}: {text}");
         });
-        join_all(held).await;
+        all(held).await;
     }
 }
 
@@ -527,7 +526,7 @@ async fn nothing_of_http2_is_two_requests_in_http1() {
         assert!(refused, "{name}: {outcome:?}");
         assert_eq!(world.upstream.text(), "", "{name}");
     });
-    join_all(held).await;
+    all(held).await;
 }
 
 #[tokio::test]

@@ -151,6 +151,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// The next frame; `None` at the end.
     pub async fn hear(&mut self) -> Option<Heard> {
+        let heard = tokio::time::timeout(Duration::from_secs(20), self.listen()).await;
+        heard.expect("the other side says something or closes")
+    }
+
+    /// The next frame, whenever it comes.
+    pub async fn listen(&mut self) -> Option<Heard> {
         loop {
             if let Some(head) = self.held.get(..9) {
                 let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
@@ -161,8 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 }
             }
             let mut buffer = [0; 16 * 1024];
-            let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read(&mut buffer)).await;
-            match read.expect("the other side says something or closes") {
+            match self.stream.read(&mut buffer).await {
                 Ok(count) if count > 0 => self.held.extend_from_slice(&buffer[..count]),
                 _ => return None,
             }

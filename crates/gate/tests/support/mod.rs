@@ -104,6 +104,19 @@ pub async fn wait<T>(mut ready: impl FnMut() -> Option<T>, otherwise: impl Fn() 
     }
 }
 
+/// Runs cases beside each other. Each that fails says so, and then this does.
+pub async fn all<F>(cases: impl IntoIterator<Item = F>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let running: Vec<_> = cases.into_iter().map(tokio::spawn).collect();
+    let mut failed = 0;
+    for case in running {
+        failed += usize::from(case.await.is_err());
+    }
+    assert_eq!(failed, 0, "cases failed");
+}
+
 /// A DNS server. Of a name it knows what each lookup finds, the last for ever; other names do not exist.
 pub struct Names {
     pub address: SocketAddr,

@@ -44,9 +44,9 @@ const MAX_HEADERS: u32 = 64 * 1024;
 const MAX_STREAMS: u32 = 128;
 
 /// What an agent may send ahead on one stream, and on all of a connection. There is no distance between agent and gate that
-/// a larger one would bridge.
+/// a larger one would bridge; but the library also takes it for how many small frames may wait.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
 
 /// What is held of an answer that the agent does not read, on a stream.
 const MAX_UNSENT_BYTES: usize = 64 * 1024;

@@ -140,13 +140,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         wire
     }
 
-    pub fn raw(stream: S) -> Self {
-        Self { stream, held: Vec::new() }
-    }
-
     /// Says bytes. The other side may be gone already, which is then heard.
     pub async fn say(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok() && self.stream.flush().await.is_ok()
+    }
+}
+
+impl<S: AsyncRead + Unpin> Wire<S> {
+    pub fn raw(stream: S) -> Self {
+        Self { stream, held: Vec::new() }
     }
 
     /// The next frame; `None` at the end.

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -362,20 +363,31 @@ enum Protocol {
     Http1,
 }
 
+/// Comes to an end if nothing was asked in time. HTTP/2 has no bound of its own on its preface or on the first request.
+async fn silence(spoke: &AtomicBool, patience: Duration) {
+    tokio::time::sleep(patience).await;
+    if spoke.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Serves HTTP; every request is decided by itself.
 async fn http<S>(line: Line, stream: S, protocol: Protocol)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let line = Arc::new(line);
+    let spoke = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&spoke);
     let service = service_fn(move |request| {
         let line = Arc::clone(&line);
+        heard.store(true, Ordering::Relaxed);
         async move { Ok::<_, std::convert::Infallible>(call::answer(&line, request).await) }
     });
     let io = TokioIo::new(stream);
     let served = match protocol {
         Protocol::H2 => {
-            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_header_list_size(MAX_HEADERS)
                 .max_concurrent_streams(MAX_STREAMS)
@@ -387,8 +399,11 @@ where
                 .enable_connect_protocol()
                 .keep_alive_interval(HEAD)
                 .auto_date_header(false)
-                .serve_connection(io, service)
-                .await
+                .serve_connection(io, service);
+            tokio::select! {
+                served = serving => served,
+                () = silence(&spoke, HEAD) => Ok(()),
+            }
         }
         Protocol::Http1 => {
             hyper::server::conn::http1::Builder::new()
@@ -404,5 +419,23 @@ where
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection of the agent ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_nothing_does_not_stay() {
+        silence(&AtomicBool::new(false), Duration::ZERO).await;
+        let spoke = AtomicBool::new(true);
+        let mut stays = std::pin::pin!(silence(&spoke, Duration::ZERO));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(stays.as_mut().now_or_never().is_none());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(stays.now_or_never().is_none(), "whoever asked something does");
     }
 }

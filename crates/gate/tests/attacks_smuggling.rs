@@ -327,6 +327,24 @@ async fn what_passes_bytes_on_as_they_came_is_led_astray() {
 }
 
 #[tokio::test]
+async fn what_trusts_the_address_alone_reaches_another_host() {
+    // Whoever is dialled serves many names, as a CDN does.
+    for (name, bytes) in [
+        ("another host", "GET /ok HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_owned()),
+        ("two hosts", format!("GET /ok HTTP/1.1\r\nHost: {HOST}\r\nHost: evil.example\r\n\r\n")),
+        ("a host and more", format!("GET /ok HTTP/1.1\r\nHost: {HOST}, evil.example\r\n\r\n")),
+        ("a user in a host", format!("GET /ok HTTP/1.1\r\nHost: {HOST}@evil.example\r\n\r\n")),
+    ] {
+        let world = World::new(Reading::FirstLength, Scheme::Http, Barriers::default()).await;
+        assert_eq!(statuses(&world.say(bytes.as_bytes()).await), [403], "{name}");
+        assert_eq!(world.fence.log.intent(0).await.reason, "host_mismatch", "{name}");
+        assert_eq!(world.upstream.text(), "", "{name}");
+        Naive::relay(Reading::FirstLength, "/ok", bytes.as_bytes(), world.upstream.address).await;
+        assert!(world.upstream.text().contains("evil.example"), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn what_one_reader_tolerates_is_written_anew() {
     // Line ends without CR, chunks with extensions and leading zeros, and trailers.
     let bytes = format!(

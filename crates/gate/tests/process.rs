@@ -15,6 +15,7 @@ mod support;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let tests = vec![
         Trial::test("a_confined_gate_serves_a_namespace_without_wires", || held(confined_gate)),
         Trial::test("a_gate_that_lacks_a_lease_does_not_start", || held(refused_gate)),
+        Trial::test("nobody_looks_into_a_gate_not_even_its_own_user", || held(closed_gate)),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -313,6 +315,48 @@ fn refused_gate() {
         let running = start(config, None);
         let Some(Ready::Error(report)) = &running.ready else { panic!("{:?}", running.ready) };
         assert_eq!(report.code, "gate.no_lease");
+    })
+    .join()
+    .unwrap();
+}
+
+/// What of a process another one of the same user may open, by the shell's word.
+fn opened(pid: u32) -> Vec<&'static str> {
+    let mut kinds = vec!["auxv", "environ", "maps", "mem", "fd/0", "root/etc", "cwd/."];
+    kinds.retain(|kind| {
+        let path = format!("/proc/{pid}/{kind}");
+        let script = if kind.contains('/') { format!("ls {path}") } else { format!("exec 3<{path}") };
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).uid(65_534).gid(65_534).current_dir("/");
+        shell.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    });
+    kinds
+}
+
+fn closed_gate() {
+    std::thread::spawn(|| {
+        let ca = TestCa::new();
+        let running = start(config(vec![keyed(grant("127.0.0.1:1".parse().unwrap(), &ca))]), None);
+        assert_eq!(running.ready, Some(Ready::Up));
+        let pid = running.child.id();
+        assert_eq!(opened(pid), [""; 0], "of a gate nothing");
+        // What root sees: the secret is in its memory and nowhere else.
+        for kind in ["cmdline", "environ"] {
+            let bytes = std::fs::read(format!("/proc/{pid}/{kind}")).unwrap();
+            assert!(!String::from_utf8_lossy(&bytes).contains(SECRET), "{kind}");
+        }
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+            let leads = std::fs::read_link(entry.unwrap().path()).unwrap();
+            assert!(!leads.to_string_lossy().contains("gate-config"), "its orders are closed: {leads:?}");
+        }
+        drop(running);
+
+        let mut open = std::process::Command::new("sleep");
+        let mut open = open.arg("60").uid(65_534).gid(65_534).current_dir("/").stdin(Stdio::null()).spawn().unwrap();
+        let of_open = opened(open.id());
+        open.kill().unwrap();
+        open.wait().unwrap();
+        assert_eq!(of_open.len(), 7, "of a process like any other everything: {of_open:?}");
     })
     .join()
     .unwrap();

@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -21,7 +23,7 @@ use ringfence_model::manifest::{Grant, Scheme, TlsMode};
 use rustls_pki_types::ServerName;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 const BOTH: &[&[u8]] = &[b"h2", b"http/1.1"];
@@ -219,6 +221,49 @@ async fn passthrough_stays_closed_in_a_tunnel_and_is_not_opened_for_a_url() {
     let response = client.send_request(url(&format!("https://{HOST}/"), HOST)).await.unwrap();
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     assert_eq!(upstream.heads().len(), 1);
+}
+
+/// A proxy that opens every tunnel, and passes on what is in it.
+async fn proxy_for_all() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let mut to = TcpStream::connect(head.split(' ').nth(1).unwrap()).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut stream, &mut to).await;
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_proxy_that_asks_no_policy_leads_anywhere() {
+    let world = World::new().await;
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let reached = tokio::spawn(async move {
+        let (mut stream, _) = server.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+    });
+    let ours = world.fence.to((ADDRESS, PORT).into()).await;
+    for (proxy, tunnelled) in [(ours, false), (proxy_for_all().await, true)] {
+        let mut stream = TcpStream::connect(proxy).await.unwrap();
+        stream
+            .write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        stream.shutdown().await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said.starts_with("HTTP/1.1 200"), tunnelled, "{said}");
+        assert_eq!(said.contains("SSH-2.0"), tunnelled, "{said}");
+        assert_eq!(reached.is_finished(), tunnelled);
+    }
 }
 
 #[tokio::test]

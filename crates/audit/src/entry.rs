@@ -1,7 +1,7 @@
 //! One entry of the audit log: a JSON object with stable field names.
 
 use jiff::Timestamp;
-use ringfence_model::{AgentName, CallId, SandboxId};
+use ringfence_model::{AgentName, CallId, Digest, SandboxId};
 use serde::{Deserialize, Serialize};
 
 /// The version of the entry form.
@@ -45,7 +45,6 @@ pub enum Outcome {
 /// What happened. `kind` in JSON names the variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
-#[expect(clippy::large_enum_variant, reason = "most entries are of the largest kind, and none is kept for long")]
 pub enum Event {
     /// A call was decided. Recorded before its first byte leaves.
     #[serde(rename = "call.intent")]
@@ -208,6 +207,13 @@ pub struct CallOutcome {
     /// What a language model used for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<Box<LlmUsed>>,
+    /// Digest of the request's body as it left, if it had one, left whole, was not too large to be hashed, and holds no
+    /// secret that was put into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_up: Option<Digest>,
+    /// Digest of the answer's body as it came, under the same conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_down: Option<Digest>,
 }
 
 /// A message of MCP or A2A.

@@ -218,6 +218,9 @@ fn attributes(intent: &CallIntent, outcome: Option<&CallOutcome>) -> Vec<Value> 
     outcome.address.iter().for_each(|address| all.text("network.peer.address", address.as_str()));
     all.number("ringfence.bytes_up", outcome.bytes_up);
     all.number("ringfence.bytes_down", outcome.bytes_down);
+    for (key, digest) in [("ringfence.digest_up", outcome.digest_up), ("ringfence.digest_down", outcome.digest_down)] {
+        digest.into_iter().for_each(|digest| all.text(key, digest.to_string()));
+    }
     all.list("ringfence.findings", &outcome.findings);
     if let Some(used) = &outcome.llm {
         used.model.iter().for_each(|model| all.text("gen_ai.response.model", model.as_str()));
@@ -262,7 +265,7 @@ pub fn request(spans: Vec<(&Entry, Value)>, version: &str) -> Value {
 mod tests {
     use super::*;
     use crate::{Event, LlmAsked, LlmUsed, RpcSaid};
-    use ringfence_model::CallId;
+    use ringfence_model::{CallId, Digest};
 
     fn entry(intent: CallIntent) -> Entry {
         Entry {
@@ -300,7 +303,8 @@ mod tests {
 
     #[test]
     fn a_call_is_a_span_whose_ids_are_the_calls() {
-        let span = span(&entry(any_call()), Some(&outcome(200))).unwrap();
+        let hashed = CallOutcome { digest_up: Some(Digest::of(b"up")), ..outcome(200) };
+        let span = span(&entry(any_call()), Some(&hashed)).unwrap();
         assert_eq!(span["spanId"], "1111111111111111");
         assert_eq!(span["traceId"], "0000000000000abc1111111111111111");
         assert_eq!(
@@ -310,6 +314,8 @@ mod tests {
         assert_eq!((&span["name"], &span["kind"], &span["status"]), (&json!("POST"), &json!(3), &Value::Null));
         assert_eq!(of(&span, "http.response.status_code"), "200");
         assert_eq!(of(&span, "network.protocol.version"), "2");
+        assert_eq!(of(&span, "ringfence.digest_up"), &Digest::of(b"up").to_string());
+        assert_eq!(of(&span, "ringfence.digest_down"), &Value::Null);
         assert!(span.get("parentSpanId").is_none());
     }
 

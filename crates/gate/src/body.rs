@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 
 use crate::budget::{Account, Amounts};
 use crate::echo::EchoGuard;
+use crate::hash::BodyHash;
 use crate::llm::Tap;
 use crate::misdirect::Search;
 use crate::record::Call;
@@ -33,6 +34,8 @@ pub enum UpBody {
         inner: Upload,
         /// The call, which counts its bytes.
         call: Arc<Call>,
+        /// Its digest.
+        hash: BodyHash,
         /// What is searched for in its beginning.
         search: Option<Box<Search>>,
         /// What its bytes count against.
@@ -46,6 +49,8 @@ pub enum UpBody {
         bytes: Option<Bytes>,
         /// The call, which counts its bytes.
         call: Arc<Call>,
+        /// Its digest.
+        hash: BodyHash,
     },
 }
 
@@ -55,42 +60,56 @@ impl Body for UpBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Stream { head, inner, call, search, account, trailers } => {
+            Self::Stream { head, inner, call, hash, search, account, trailers } => {
                 let frame = match head.take() {
                     Some(head) => Frame::data(head),
-                    None => match ready!(Pin::new(inner).poll_frame(cx)) {
+                    None => match ready!(Pin::new(&mut *inner).poll_frame(cx)) {
                         // Who merges them with the headers would read a request that nobody decided about.
                         Some(Ok(frame)) if frame.is_trailers() && !*trailers => {
                             call.found("request_trailers_dropped");
+                            call.digest_up(hash.finish());
                             return Poll::Ready(None);
                         }
                         Some(Ok(frame)) => frame,
                         Some(Err(error)) => {
+                            hash.stop();
                             call.failed(format!("request_body: {error}"));
                             return Poll::Ready(Some(Err(error.into())));
                         }
-                        None => return Poll::Ready(None),
+                        None => {
+                            call.digest_up(hash.finish());
+                            return Poll::Ready(None);
+                        }
                     },
                 };
                 if let Some(data) = frame.data_ref() {
                     if let Some(Err(denial)) = search.as_mut().map(|search| search.check(data)) {
                         // What went before is out; this and all after it is not.
+                        hash.stop();
                         call.found(denial.code);
                         call.failed(format!("{}: {}", denial.code, denial.why));
                         return Poll::Ready(Some(Err(denial.why.into())));
                     }
                     call.sent(data.len());
                     if account.as_ref().is_some_and(|account| !account.bytes(data.len())) {
+                        hash.stop();
                         call.failed(SPENT);
                         return Poll::Ready(Some(Err(SPENT.into())));
                     }
+                    hash.push(data);
+                }
+                if inner.is_end_stream() {
+                    // Whoever knows that this is the end does not ask for more.
+                    call.digest_up(hash.finish());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Self::Whole { bytes, call } => {
+            Self::Whole { bytes, call, hash } => {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 if let Some(bytes) = &bytes {
                     call.sent(bytes.len());
+                    hash.push(bytes);
+                    call.digest_up(hash.finish());
                 }
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
@@ -129,6 +148,7 @@ pub struct Relayed {
     checkin: Option<Checkin>,
     trailers: Option<Frame<Bytes>>,
     count: Count,
+    hash: BodyHash,
     /// Whether it ends before the upstream has said all.
     cut: bool,
 }
@@ -179,16 +199,25 @@ impl DownBody {
         count: Count,
         checkin: Option<Checkin>,
     ) -> Self {
-        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, cut: false };
+        let hash = BodyHash::of_length(inner.size_hint().lower());
+        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, hash, cut: false };
         if relayed.inner.is_end_stream() {
-            relayed.finish();
+            relayed.whole();
         }
         Self::Relayed(Box::new(relayed))
     }
 }
 
 impl Relayed {
-    /// The upstream has said all.
+    /// The upstream has said all, and all of it was read.
+    fn whole(&mut self) {
+        if let Some(call) = &self.call {
+            call.digest_down(self.hash.finish());
+        }
+        self.finish();
+    }
+
+    /// Nothing more comes.
     fn finish(&mut self) {
         if let Some(checkin) = self.checkin.take() {
             checkin.back();
@@ -199,16 +228,18 @@ impl Relayed {
         }
     }
 
-    fn found(&self, found: bool) {
+    fn found(&mut self, found: bool) {
         if found && let Some(call) = &self.call {
             call.found("secret_echo_redacted");
+            // With the rest of the answer known, its digest would tell whether a guess of the secret is right.
+            self.hash.stop();
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(trailers) = self.trailers.take() {
-                self.finish();
+                self.whole();
                 return Poll::Ready(Some(Ok(trailers)));
             }
             let next = match self.call {
@@ -237,7 +268,7 @@ impl Relayed {
                         return Poll::Ready(frame.map(Ok));
                     }
                     if self.inner.is_end_stream() && self.trailers.is_none() {
-                        self.finish();
+                        self.whole();
                     }
                     match frame {
                         Some(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -255,7 +286,7 @@ impl Relayed {
                 None => {
                     let (tail, found) = self.rest();
                     self.found(found);
-                    self.finish();
+                    self.whole();
                     return Poll::Ready((!tail.is_empty()).then(|| Ok(Frame::data(tail))));
                 }
             }
@@ -266,6 +297,7 @@ impl Relayed {
         let mut data = data;
         if let Some(call) = &self.call {
             call.received(data.len());
+            self.hash.push(&data);
             let left = self.count.account.as_ref().is_none_or(|account| account.bytes(data.len()));
             if let Some(tap) = &mut self.count.tap {
                 (data, self.cut) = tap.push(data, call.id().as_str());

@@ -23,6 +23,7 @@ use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
 use crate::dial::NoAddress;
 use crate::echo::EchoGuard;
 use crate::failover::Chances;
+use crate::hash::BodyHash;
 use crate::inject::{Credential, Head, Target};
 use crate::llm::{Asked, Content, Counting, Looked, Plan, Wanted};
 use crate::misdirect::{MAX_SEARCHED_BYTES, Search};
@@ -456,6 +457,8 @@ struct Prepared {
     search: Option<Box<Search>>,
     /// What stands for the body in a signature.
     payload: Option<String>,
+    /// The body's digest.
+    hash: BodyHash,
 }
 
 /// Takes away what is between neighbours and what the agent wrote in the credential's place, and looks through the rest.
@@ -522,20 +525,23 @@ async fn prepare(
         Some(credential) => credential.payload(&head.headers, known)?,
         None => None,
     };
+    let mut hash = BodyHash::default();
     let Content::Whole(bytes) = &mut content else {
         let search = placeholders.search(&head.headers)?.map(Box::new);
-        return Ok(Prepared { head, content, search, payload });
+        return Ok(Prepared { head, content, search, payload, hash });
     };
     match credential.map(|c| inject::into_body(c.lease(), &head.headers, bytes)).transpose()?.flatten() {
         None => placeholders.check_body(&head.headers, bytes)?,
         Some((with, without)) => {
             placeholders.check_body(&head.headers, &without)?;
             *bytes = with;
+            // With the rest of the body known, its digest would tell whether a guess of the secret is right.
+            hash.stop();
         }
     }
     // It may be another length by now; the relay writes it anew.
     head.headers.remove(CONTENT_LENGTH);
-    Ok(Prepared { head, content, search: None, payload })
+    Ok(Prepared { head, content, search: None, payload, hash })
 }
 
 /// The request as it will be sent, with the secret in its place, and what guards its answer.
@@ -547,7 +553,7 @@ async fn inject(
     credential: Option<&Credential>,
     (call, account): (&Arc<Call>, Option<&Arc<Account>>),
 ) -> Result<(Outgoing, Option<EchoGuard>), String> {
-    let Prepared { mut head, content, search, payload } = prepared;
+    let Prepared { mut head, content, search, payload, hash } = prepared;
     trace::go_on(&mut head.headers, call.id());
     let echo = match credential {
         None => None,
@@ -557,7 +563,7 @@ async fn inject(
             Some(credential.put_in(&mut head, &target, &line.gate.dialler, &line.gate.recorder).await?)
         }
     };
-    let body = content.into_body(call, search, account, !line.gate.barriers.request_trailers);
+    let body = content.into_body(call, hash, search, account, !line.gate.barriers.request_trailers);
     let Head { headers, path, query, .. } = head;
     Ok((Outgoing { method: method.clone(), headers, path: Some(path), query, body, websocket }, echo))
 }

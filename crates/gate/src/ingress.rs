@@ -25,9 +25,11 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::accept::MAX_HEAD_BYTES;
-use crate::body::{Count, DownBody, UpBody};
+use crate::body::{Count, DownBody};
 use crate::call::{ask_for_websocket, is_websocket};
 use crate::config::IngressConfig;
+use crate::hash::BodyHash;
+use crate::llm::Content;
 use crate::record::{Call, Subject};
 use crate::relay::{self, Agent, Upstream};
 use crate::tls::TlsError;
@@ -221,9 +223,7 @@ impl<S: Sockets> Ingress<S> {
             return page(StatusCode::BAD_REQUEST, "Bad request", "The request cannot be understood.");
         }
         trace::go_on(&mut parts.headers, call.id());
-        let call_too = Arc::clone(&call);
-        let body =
-            UpBody::Stream { head: None, inner: body, call: call_too, search: None, account: None, trailers: false };
+        let body = Content::Stream(body).into_body(&call, BodyHash::default(), None, None, false);
         let request = Request::from_parts(parts, body);
         let sent = relay::send_inward(&self.gate.pool, permit, &self.agent, request, websocket).await;
         match sent {

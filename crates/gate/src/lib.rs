@@ -27,6 +27,7 @@
 //! - `stream`: fewer and larger reads
 //! - [`framing`]: where a message ends; [`detour`]: headers that ask to be taken for another request
 //! - [`coding`]: content codings undone
+//! - [`hash`]: digests of bodies, taken while they go by
 //! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
@@ -54,6 +55,7 @@ pub mod echo;
 pub mod failover;
 mod fields;
 pub mod framing;
+pub mod hash;
 pub mod identify;
 pub mod ingress;
 pub mod inject;

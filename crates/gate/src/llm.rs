@@ -22,6 +22,7 @@ use ringfence_policy::{Denial, LlmCall};
 
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts, Behalf, Ledger};
+use crate::hash::{BodyHash, MAX_HASHED_BYTES};
 use crate::inspect::MAX_BODY_BYTES;
 use crate::misdirect::Search;
 use crate::record::Call;
@@ -63,16 +64,24 @@ impl Content {
     pub fn into_body(
         self,
         call: &Arc<Call>,
+        mut hash: BodyHash,
         search: Option<Box<Search>>,
         account: Option<&Arc<Account>>,
         trailers: bool,
     ) -> UpBody {
         let call = Arc::clone(call);
+        if let Self::Begun(_, rest) | Self::Stream(rest) = &self
+            && rest.size_hint().lower() > MAX_HASHED_BYTES
+        {
+            hash.stop();
+        }
         let account = account.cloned();
         match self {
-            Self::Begun(head, inner) => UpBody::Stream { head: Some(head), inner, call, search, account, trailers },
-            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, search, account, trailers },
-            Self::Whole(bytes) => UpBody::Whole { bytes: Some(bytes), call },
+            Self::Begun(head, inner) => {
+                UpBody::Stream { head: Some(head), inner, call, hash, search, account, trailers }
+            }
+            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, hash, search, account, trailers },
+            Self::Whole(bytes) => UpBody::Whole { bytes: Some(bytes), call, hash },
         }
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use ringfence_audit::{
     CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError, RpcSaid, SqlAsked,
 };
-use ringfence_model::CallId;
+use ringfence_model::{CallId, Digest};
 use ringfence_policy::{Denial, Permit};
 
 /// Denials that are answered at once, per second; more have to wait for their answer.
@@ -283,6 +283,8 @@ struct Ending {
     error: Option<String>,
     findings: Vec<String>,
     llm: Option<LlmUsed>,
+    digest_up: Option<Digest>,
+    digest_down: Option<Digest>,
 }
 
 impl Call {
@@ -300,6 +302,18 @@ impl Call {
     /// Counts bytes back.
     pub fn received(&self, bytes: usize) {
         self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes the digest of the body that went to the upstream, now that all of it has; the first stays.
+    pub fn digest_up(&self, digest: Option<Digest>) {
+        let mut ending = self.ending();
+        ending.digest_up = ending.digest_up.or(digest);
+    }
+
+    /// Notes the digest of the body that came back, now that all of it has; the first stays.
+    pub fn digest_down(&self, digest: Option<Digest>) {
+        let mut ending = self.ending();
+        ending.digest_down = ending.digest_down.or(digest);
     }
 
     /// Notes the status of the answer.
@@ -348,6 +362,8 @@ impl Drop for Call {
             error: ending.error,
             findings: ending.findings,
             llm: ending.llm.map(Box::new),
+            digest_up: ending.digest_up,
+            digest_down: ending.digest_down,
         };
         self.recorder.outcome(outcome);
     }

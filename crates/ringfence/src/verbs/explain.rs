@@ -39,6 +39,11 @@ pub async fn run(args: Explain) -> Result<ExitCode, Report> {
             done.bytes_down,
             std::time::Duration::from_micros(done.duration_us).as_secs_f64() * 1000.0
         ));
+        for (way, digest) in [("went up", done.digest_up), ("came down", done.digest_down)] {
+            if let Some(digest) = digest {
+                print::line(&format!("  The body that {way} is {digest}."));
+            }
+        }
         for finding in &done.findings {
             print::line(&format!("  Inspection found: {}", print::safe(finding)));
         }

@@ -6,8 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use crate::arrival::Arrival;
 use crate::budget::{Account, Amounts};
 use crate::echo::EchoGuard;
 use crate::hash::BodyHash;
@@ -142,13 +142,12 @@ pub enum DownBody {
 
 /// A body from an upstream on its way back.
 pub struct Relayed {
-    inner: Incoming,
+    inner: Arrival,
     call: Option<Arc<Call>>,
     echo: Option<EchoGuard>,
     checkin: Option<Checkin>,
     trailers: Option<Frame<Bytes>>,
     count: Count,
-    hash: BodyHash,
     /// Whether it ends before the upstream has said all.
     cut: bool,
 }
@@ -193,14 +192,13 @@ impl DownBody {
     /// Relays `inner`; at its end the connection goes back to the pool and the call is over.
     #[must_use]
     pub fn relayed(
-        inner: Incoming,
+        inner: Arrival,
         call: Arc<Call>,
         echo: Option<EchoGuard>,
         count: Count,
         checkin: Option<Checkin>,
     ) -> Self {
-        let hash = BodyHash::of_length(inner.size_hint().lower());
-        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, hash, cut: false };
+        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, cut: false };
         if relayed.inner.is_end_stream() {
             relayed.whole();
         }
@@ -212,7 +210,7 @@ impl Relayed {
     /// The upstream has said all, and all of it was read.
     fn whole(&mut self) {
         if let Some(call) = &self.call {
-            call.digest_down(self.hash.finish());
+            call.digest_down(self.inner.digest());
         }
         self.finish();
     }
@@ -232,7 +230,7 @@ impl Relayed {
         if found && let Some(call) = &self.call {
             call.found("secret_echo_redacted");
             // With the rest of the answer known, its digest would tell whether a guess of the secret is right.
-            self.hash.stop();
+            self.inner.leave_unhashed();
         }
     }
 
@@ -243,7 +241,7 @@ impl Relayed {
                 return Poll::Ready(Some(Ok(trailers)));
             }
             let next = match self.call {
-                Some(_) => ready!(Pin::new(&mut self.inner).poll_frame(cx)),
+                Some(_) => ready!(self.inner.poll_frame(cx)),
                 None => None,
             };
             match next {
@@ -277,7 +275,7 @@ impl Relayed {
                 }
                 Some(Err(error)) => {
                     if let Some(call) = &self.call {
-                        call.failed(format!("response_body: {error}"));
+                        call.failed(error.as_str());
                     }
                     self.checkin = None;
                     self.finish();
@@ -296,9 +294,9 @@ impl Relayed {
     fn data(&mut self, data: Bytes) -> Result<Option<Frame<Bytes>>, &'static str> {
         let mut data = data;
         if let Some(call) = &self.call {
-            call.received(data.len());
-            self.hash.push(&data);
-            let left = self.count.account.as_ref().is_none_or(|account| account.bytes(data.len()));
+            let arrived = self.inner.arrived();
+            call.received(arrived);
+            let left = self.count.account.as_ref().is_none_or(|account| account.bytes(arrived));
             if let Some(tap) = &mut self.count.tap {
                 (data, self.cut) = tap.push(data, call.id().as_str());
                 if self.cut {

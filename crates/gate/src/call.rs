@@ -18,8 +18,10 @@ use ringfence_model::manifest::{LlmRules, Place, Scheme, Trust, Unit};
 use ringfence_model::{CallId, HostName};
 use ringfence_policy::{Denial, HttpRequest, Permit, Policy};
 
+use crate::arrival::Arrival;
 use crate::body::{Count, DownBody};
 use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
+use crate::coding::{self, Codings, Decoder};
 use crate::dial::NoAddress;
 use crate::echo::EchoGuard;
 use crate::failover::Chances;
@@ -135,7 +137,7 @@ async fn serve(
     let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket);
     let known = gate.decisions.known(&question).filter(|_| route.is_none());
     let (permit, looked) = match known {
-        Some(permit) => (permit, Looked { content: body, model: None, asked: None }),
+        Some(permit) => (permit, Looked { content: body, model: None, asked: None, decoded: false }),
         None => {
             let decided = decide_content(gate, &parts, question, route.as_ref(), body, &mut subject, form).await;
             decided.map_err(|denial| denied(&subject, denial))?
@@ -147,7 +149,7 @@ async fn serve(
         let asked = doh::check(&parts, permit.path().unwrap_or_default(), &grant.paths);
         asked.map_err(|denial| denied(&subject, denial))?;
     }
-    let Looked { mut content, asked, model } = looked;
+    let Looked { mut content, asked, model, decoded } = looked;
     if gate.barriers.detours {
         let facts = asked.as_ref().map(|asked| &asked.facts);
         let question = decide::question(&line.host, line.port, line.scheme, &parts, websocket);
@@ -155,13 +157,16 @@ async fn serve(
         detour::check(&gate.policy, &question, permit.path().unwrap_or_default(), &parts.headers)
             .map_err(|denial| denied(&subject, denial))?;
     }
+    if decoded {
+        coding::undone(&mut parts.headers);
+    }
     let peer = gate.grant(&permit).and_then(|granted| {
         let (rules, paths) = (granted.rpc.clone()?, granted.paths.clone());
         Some(Peer { rules, grant: permit.grant()?, paths, host: line.host.clone(), port: line.port })
     });
     let mut tool = None;
     if let Some(peer) = &peer {
-        (content, tool) = hear(gate, peer, &parts, websocket, content, &mut subject).await?;
+        (content, tool) = hear(gate, peer, &mut parts, websocket, content, &mut subject).await?;
     }
 
     let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
@@ -313,7 +318,7 @@ async fn decide_content(
     let by_policy = gate.policy.needs_content(&question);
     let by_budget = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
     if route.is_none() && !by_policy {
-        let looked = Looked { content: body, model: None, asked: None };
+        let looked = Looked { content: body, model: None, asked: None, decoded: false };
         return Ok((gate.decisions.decide(&gate.policy, question)?, looked));
     }
     if !by_policy {
@@ -336,7 +341,7 @@ async fn decide_content(
 async fn hear(
     gate: &Gate,
     peer: &Peer,
-    parts: &Parts,
+    parts: &mut Parts,
     websocket: bool,
     content: Content,
     subject: &mut Subject,
@@ -354,7 +359,7 @@ async fn hear(
         let why = format!("messages are sent by POST, not by {}", parts.method);
         return Err(denied(subject, Denial::new("rpc_not_granted", why)));
     }
-    let bytes = llm::whole(&parts.headers, content).await.map_err(|denial| denied(subject, denial))?;
+    let bytes = llm::whole(&mut parts.headers, content).await.map_err(|denial| denied(subject, denial))?;
     match rpc::said(&gate.policy, &gate.servers, peer, &parts.headers, &bytes) {
         Ok(said) => {
             subject.rpc = said.entries;
@@ -602,10 +607,13 @@ fn brought_back(
         || body.is_end_stream();
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     let encoded = !bodiless && parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded);
-    if encoded && (rpc.is_some() || counting.as_ref().is_some_and(Counting::is_needed)) {
-        return Err("encoded_uncountable: the upstream encoded an answer that was to be counted".into());
+    let read = echo.is_some() || rpc.is_some() || counting.as_ref().is_some_and(Counting::is_needed);
+    let decoder = if encoded && read { Some(decoder(&parts, echo.is_some())?) } else { None };
+    if decoder.is_some() {
+        coding::undone(&mut parts.headers);
     }
-    let tap = counting.filter(|_| !bodiless && !encoded).map(|counting| Box::new(counting.begin(&parts.headers)));
+    let tap =
+        counting.filter(|_| !bodiless && (!encoded || read)).map(|counting| Box::new(counting.begin(&parts.headers)));
     if let Some((gate, peer)) = &rpc {
         rpc::answered(&gate.servers, peer, &parts.headers);
     }
@@ -616,9 +624,6 @@ fn brought_back(
         parts.headers.remove(CONTENT_LENGTH);
     }
     if let Some(guard) = &echo {
-        if encoded {
-            return Err("encoded_echo_uninspectable: the upstream encoded an answer that was to be searched".into());
-        }
         if guard.clean(&mut parts.headers) {
             call.found("secret_echo_redacted");
         }
@@ -632,8 +637,21 @@ fn brought_back(
     parts.version = if was_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
     Ok(Response::from_parts(
         parts,
-        DownBody::relayed(body, Arc::clone(call), echo, Count { tap, rpc, account }, checkin),
+        DownBody::relayed(Arrival::new(body, decoder), Arc::clone(call), echo, Count { tap, rpc, account }, checkin),
     ))
+}
+
+/// What undoes the codings of an answer that has to be read. It was asked for without any.
+fn decoder(head: &http::response::Parts, searched: bool) -> Result<Decoder, String> {
+    let failed = |why: String| match searched {
+        true => format!("encoded_echo_uninspectable: the upstream encoded an answer that was to be searched: {why}"),
+        false => format!("encoded_uncountable: the upstream encoded an answer that was to be read: {why}"),
+    };
+    if head.status == StatusCode::PARTIAL_CONTENT {
+        return Err(failed("only a part of it came".into()));
+    }
+    let codings = Codings::to_read(&head.headers).map_err(|e| failed(e.to_string()))?;
+    codings.stream_decoder().map_err(|e| failed(e.to_string()))
 }
 
 /// What understands the messages of a WebSocket to a language model.

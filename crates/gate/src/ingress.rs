@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::accept::MAX_HEAD_BYTES;
+use crate::arrival::Arrival;
 use crate::body::{Count, DownBody};
 use crate::call::{ask_for_websocket, is_websocket};
 use crate::config::IngressConfig;
@@ -238,7 +239,10 @@ impl<S: Sockets> Ingress<S> {
                     return page(StatusCode::BAD_GATEWAY, "The agent does not answer", "It cannot be understood.");
                 }
                 relay::strip_hop_by_hop(&mut parts.headers);
-                Response::from_parts(parts, DownBody::relayed(body, call, None, Count::default(), checkin))
+                Response::from_parts(
+                    parts,
+                    DownBody::relayed(Arrival::new(body, None), call, None, Count::default(), checkin),
+                )
             }
             Err(why) => {
                 call.failed(why);

@@ -26,7 +26,7 @@
 //! - [`datagram`]: UDP comes in; it is answered (DNS) or dropped
 //! - `stream`: fewer and larger reads
 //! - [`framing`]: where a message ends; [`detour`]: headers that ask to be taken for another request
-//! - [`coding`]: content codings undone
+//! - [`coding`]: content codings undone; [`arrival`]: of answers, as they come
 //! - [`hash`]: digests of bodies, taken while they go by
 //! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once
@@ -40,6 +40,7 @@
 //! - [`config`], [`process`]: what the process is told, and how it gives up everything else
 
 pub mod accept;
+pub mod arrival;
 pub mod body;
 pub mod budget;
 pub mod call;

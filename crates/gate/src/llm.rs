@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::BodyExt;
 use ringfence_audit::{LlmAsked, LlmUsed};
@@ -22,6 +22,7 @@ use ringfence_policy::{Denial, LlmCall};
 
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts, Behalf, Ledger};
+use crate::coding::{self, CodingError, Codings};
 use crate::hash::{BodyHash, MAX_HASHED_BYTES};
 use crate::inspect::MAX_BODY_BYTES;
 use crate::misdirect::Search;
@@ -111,6 +112,8 @@ pub struct Looked<B = Upload> {
     pub model: Option<String>,
     /// The call, if it is one of a language model.
     pub asked: Option<Asked>,
+    /// Whether the body came in a content coding and is not in one any more.
+    pub decoded: bool,
 }
 
 /// Who asks what a body says.
@@ -134,7 +137,8 @@ pub fn route(method: &str, path: &str, query: Option<&str>) -> Result<Option<Rou
     Route::of(method, path, query).map_err(|e| Denial::new(e.code(), format!("the call contradicts itself: {e}")))
 }
 
-/// Reads as much of a request as somebody asks for.
+/// Reads as much of a request as somebody asks for. A body in a content coding is decoded if it must be read, and goes on
+/// decoded, so that nobody reads it otherwise.
 ///
 /// # Errors
 /// A denial: `body_too_large`, `body_encoded`, `body_unreadable`, `body_broken`, or a code of the reader's.
@@ -149,17 +153,15 @@ where
     B::Error: std::fmt::Display,
 {
     let strict = wanted.by_policy || wanted.by_budget && route.is_some();
-    let nothing = |content| Looked { content, model: None, asked: None };
+    let nothing = |content| Looked { content, model: None, asked: None, decoded: false };
     if !strict && route.is_none_or(|route| !route.certain || !route.shape.runs_model()) {
         return Ok(nothing(content));
     }
-    if headers.get_all(CONTENT_ENCODING).iter().any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        if strict {
-            let why = "what the body says decides about the call, and the body is encoded";
-            return Err(Denial::new("body_encoded", why));
-        }
-        return Ok(nothing(content));
-    }
+    let codings = match Codings::to_read(headers) {
+        Ok(codings) if strict || codings.is_empty() => codings,
+        Err(error) if strict => return Err(encoded(&error)),
+        Ok(_) | Err(_) => return Ok(nothing(content)),
+    };
     let gathered = match content {
         Content::Stream(body) => gather(headers, body, strict).await?,
         read => read,
@@ -168,6 +170,7 @@ where
         Content::Whole(bytes) => bytes,
         partly => return Ok(nothing(partly)),
     };
+    let (bytes, decoded) = decode(&codings, bytes)?;
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let limits = Limits { bytes: MAX_BODY_BYTES, ..Limits::default() };
     if let Some(route) = route {
@@ -179,7 +182,7 @@ where
                 let plain = reading.body.filter(|_| strict).map(|body| Bytes::from(body.to_bytes()));
                 let model = asked.request.models().next().map(str::to_owned);
                 let content = Content::Whole(plain.unwrap_or_else(|| bytes.clone()));
-                return Ok(Looked { content, model, asked: Some(asked) });
+                return Ok(Looked { content, model, asked: Some(asked), decoded });
             }
             Err(error) if strict && route.certain => {
                 let why = format!("the body of the {} call cannot be understood: {error}", route.shape.word());
@@ -189,24 +192,43 @@ where
         }
     }
     let model = if wanted.by_policy { model_of(headers, &bytes)? } else { None };
-    Ok(Looked { content: Content::Whole(bytes), model, asked: None })
+    Ok(Looked { content: Content::Whole(bytes), model, asked: None, decoded })
 }
 
-/// The whole of a body, of which nothing was read or all.
+fn encoded(error: &CodingError) -> Denial {
+    let code = if matches!(error, CodingError::TooLarge { .. }) { "body_too_large" } else { "body_encoded" };
+    Denial::new(code, format!("what the body says decides about the call, and the body cannot be decoded: {error}"))
+}
+
+/// A body without its codings, and whether it had any.
+fn decode(codings: &Codings, bytes: Bytes) -> Result<(Bytes, bool), Denial> {
+    if codings.is_empty() {
+        return Ok((bytes, false));
+    }
+    let plain = coding::decode(codings, &bytes, MAX_BODY_BYTES as u64).map_err(|e| encoded(&e))?;
+    Ok((plain.into(), true))
+}
+
+/// The whole of a body, of which nothing was read or all. If it came in a content coding it is decoded, and the headers
+/// say so.
 ///
 /// # Errors
 /// A denial: `body_too_large`, `body_encoded` or `body_broken`.
-pub async fn whole(headers: &HeaderMap, content: Content) -> Result<Bytes, Denial> {
+pub async fn whole(headers: &mut HeaderMap, content: Content) -> Result<Bytes, Denial> {
     let body = match content {
         Content::Whole(bytes) => return Ok(bytes),
         Content::Begun(..) => return Err(Denial::new("body_too_large", "the body cannot be read whole")),
         Content::Stream(body) => body,
     };
-    if headers.get_all(CONTENT_ENCODING).iter().any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(Denial::new("body_encoded", "what the body says decides about the call, and the body is encoded"));
-    }
+    let codings = Codings::to_read(headers).map_err(|e| encoded(&e))?;
     match gather(headers, body, true).await? {
-        Content::Whole(bytes) => Ok(bytes),
+        Content::Whole(bytes) => {
+            let (bytes, decoded) = decode(&codings, bytes)?;
+            if decoded {
+                coding::undone(headers);
+            }
+            Ok(bytes)
+        }
         Content::Begun(..) | Content::Stream(_) => Err(Denial::new("body_broken", "the body cannot be read whole")),
     }
 }

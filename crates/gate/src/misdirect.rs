@@ -8,7 +8,7 @@ use http::HeaderMap;
 use memchr::memchr;
 use ringfence_policy::Denial;
 
-use crate::coding::{Coding, CodingError, Decoder};
+use crate::coding::{CodingError, Codings, Decoder};
 use crate::config::CredentialLease;
 use crate::inspect::MAX_BODY_BYTES;
 use crate::needle::{Needles, Position, forms};
@@ -104,13 +104,13 @@ impl Placeholders {
         if self.is_empty() || body.is_empty() {
             return Ok(());
         }
-        let found = match Coding::of(headers).map_err(|e| unreadable(&e))? {
-            None => self.find(body),
-            Some(coding) => {
-                // The coded form is searched too, since the header may lie.
-                let decoded = crate::coding::decode(coding, body, MAX_BODY_BYTES as u64).map_err(|e| unreadable(&e))?;
-                self.find(body).or_else(|| self.find(&decoded))
-            }
+        let codings = Codings::of(headers).map_err(|e| unreadable(&e))?;
+        let found = if codings.is_empty() {
+            self.find(body)
+        } else {
+            // The coded form is searched too, since the header may lie.
+            let decoded = crate::coding::decode(&codings, body, MAX_BODY_BYTES as u64).map_err(|e| unreadable(&e))?;
+            self.find(body).or_else(|| self.find(&decoded))
         };
         found.map_or(Ok(()), |found| Err(found.denial("the body")))
     }
@@ -128,10 +128,10 @@ impl Placeholders {
     /// The denial `body_encoded` for a coding that cannot be undone.
     pub fn search(&self, headers: &HeaderMap) -> Result<Option<Search>, Denial> {
         let Some(all) = &self.0 else { return Ok(None) };
-        let decoder = match Coding::of(headers).map_err(|e| unreadable(&e))? {
-            None => None,
-            Some(coding) => Some(Decoder::new(coding, MAX_BODY_BYTES as u64).map_err(|e| unreadable(&e))?),
-        };
+        let codings = Codings::of(headers).map_err(|e| unreadable(&e))?;
+        let decoder = Some(codings).filter(|codings| !codings.is_empty());
+        let decoder = decoder.map(|codings| codings.decoder(MAX_BODY_BYTES as u64)).transpose();
+        let decoder = decoder.map_err(|e| unreadable(&e))?;
         Ok(Some(Search { layers: Layers::new(Arc::clone(all)), left: MAX_SEARCHED_BYTES, decoder }))
     }
 }

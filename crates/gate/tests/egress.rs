@@ -173,10 +173,12 @@ async fn an_echo_of_the_secret_comes_back_as_the_placeholder() {
         let response = client.send_request(get("/echo-secret-header")).await.unwrap();
         assert_eq!(response.headers()["x-echo"], format!("Bearer {PLACEHOLDER}").as_str());
         client.ready().await.unwrap();
-        let response = client.send_request(get("/gzip")).await.unwrap();
-        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "what cannot be searched is not let through");
+        // What cannot be searched is not let through, neither with its head nor without.
+        if let Ok(response) = client.send_request(get("/gzip")).await {
+            assert!(response.into_body().collect().await.is_err());
+        }
         let error = fence.log.outcome(3).await.error.unwrap();
-        assert!(error.starts_with("encoded_echo_uninspectable"), "{error}");
+        assert!(error.starts_with("response_encoded"), "{error}");
     }
 }
 

@@ -13,6 +13,7 @@ pub mod lenient;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -301,12 +302,51 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, (h
                     request.version(),
                 ));
             }
-            Ok::<_, Infallible>(answer(request, &bodies).await)
+            let coding = request.headers().get("x-coding").map(|v| v.to_str().unwrap().to_owned());
+            let answer = answer(request, &bodies).await;
+            Ok::<_, Infallible>(match coding {
+                Some(coding) => encoded(answer, &coding).await,
+                None => answer,
+            })
         }
     });
     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await;
+}
+
+/// A body in these codings, one after the other; in one that nobody knows it stays as it is.
+pub fn coded(codings: &str, body: &[u8]) -> Vec<u8> {
+    let level = flate2::Compression::best();
+    codings.split(", ").fold(body.to_vec(), |body, coding| match coding {
+        // RFC 7932 §9.2: a window of 16 bits, one meta-block that is not compressed, and an empty last one.
+        "br" => {
+            let bits = (u32::try_from(body.len()).unwrap() - 1) << 4 | 1 << 20;
+            assert!(body.len() <= 1 << 16);
+            [&bits.to_le_bytes()[..3], &body, &[0b11]].concat()
+        }
+        "deflate" => {
+            let mut to = flate2::write::ZlibEncoder::new(Vec::new(), level);
+            to.write_all(&body).unwrap();
+            to.finish().unwrap()
+        }
+        "gzip" => {
+            let mut to = flate2::write::GzEncoder::new(Vec::new(), level);
+            to.write_all(&body).unwrap();
+            to.finish().unwrap()
+        }
+        "zstd" => zstd::encode_all(&body[..], 3).unwrap(),
+        _ => body,
+    })
+}
+
+/// The answer in codings that nobody asked for, in small parts.
+async fn encoded(answer: Reply, codings: &str) -> Reply {
+    let (mut parts, body) = answer.into_parts();
+    let body = coded(codings, &body.collect().await.unwrap().to_bytes());
+    parts.headers.insert("content-encoding", codings.parse().unwrap());
+    parts.headers.insert("etag", "\"coded\"".parse().unwrap());
+    Response::from_parts(parts, chunks(body.chunks(700).map(|part| (0, part.to_vec())).collect()))
 }
 
 pub fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {

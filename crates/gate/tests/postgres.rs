@@ -514,7 +514,8 @@ async fn a_placeholder_does_not_go_to_the_database() {
         raw.say(vec![parse("", "select $1::text"), parameter.bytes(&[0, 0]), execute(), sync()]).await;
         assert_eq!(raw.until_ready().await, if held { "." } else { "12DCZI" });
         if held {
-            let session = fence.log.outcomes().into_iter().find(|o| !o.findings.is_empty()).unwrap();
+            let found = || fence.log.outcomes().into_iter().find(|o| !o.findings.is_empty());
+            let session = wait(found, || "no outcome has a finding".into()).await;
             assert_eq!(session.findings, ["placeholder_misdirected"]);
         }
         let mut raw = Raw(TcpStream::connect(at).await.unwrap());

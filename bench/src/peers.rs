@@ -244,7 +244,7 @@ impl World {
         let closed = GateConfig::closed("analyst".parse()?, sandbox, 65_534, 65_534, Fds::default());
         // More than any run spends, in every unit.
         const BUDGET: &str = "[agent]\nname = \"a\"\nentry = [\"x\"]\n[budget]\nrequests_per_month = 1000000000\n\
-            tokens_per_month = 1000000000000\nusd_per_day = 100000\nbytes_per_month = \"1000TiB\"\n";
+            tokens_per_month = 1000000000000\nusd_per_day = 100000\nbytes_per_month = \"100TiB\"\n";
         let budget = Manifest::parse(BUDGET, &|_| Err(String::new()))?.budget;
         Ok(GateConfig { grants, budget, credentials: [("openai".to_owned(), lease)].into(), ..closed })
     }

@@ -1,12 +1,14 @@
 //! JSON Schema, as far as it says what a value may be: the rules for arguments of tools.
 //!
 //! A keyword that is not known here is refused when the schema is read, so that nobody believes in a rule that is not
-//! enforced. Time grows with value and schema: patterns are searched in linear time, and what refers to itself has a depth.
+//! enforced. Patterns are searched in linear time; a schema that refers to itself may still ask for more work than a value is
+//! worth, so work has a bound, and a value that passes it fits nothing.
 //!
 //! # Source
 //! JSON Schema 2020-12, Core and Validation. `$ref` stays within the schema; `format`, `contains` and `unevaluated…` are not
 //! known.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use regex::Regex;
@@ -18,6 +20,9 @@ const MAX_BYTES: usize = 256 << 10;
 
 /// Schemas within each other, while a value is held against them.
 const MAX_DEPTH: usize = 128;
+
+/// How often a value, or a part of it, is held against a schema, or a part of that.
+const MAX_STEPS: u32 = 200_000;
 
 /// Why a schema is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,8 +106,8 @@ enum Rule {
     Reference(String),
 }
 
-/// Keywords that say nothing about what a value may be.
-const ANNOTATIONS: [&str; 14] = [
+/// Keywords that say nothing about what a value may be, or not by themselves.
+const ANNOTATIONS: [&str; 15] = [
     "$anchor",
     "$comment",
     "$defs",
@@ -115,6 +120,7 @@ const ANNOTATIONS: [&str; 14] = [
     "else",
     "examples",
     "readOnly",
+    "then",
     "title",
     "writeOnly",
 ];
@@ -137,7 +143,13 @@ impl Schema {
     /// # Errors
     /// The first thing that does not fit.
     pub fn fits(&self, value: &Value<'_>) -> Result<(), Misfit> {
-        self.check(&self.root, value, &mut String::new(), MAX_DEPTH)
+        let check = Check { referred: &self.referred, left: Cell::new(MAX_STEPS) };
+        let fits = check.node(&self.root, value, &mut String::new(), MAX_DEPTH);
+        // Whatever else was found: beyond the bound a `not` may hold, or a part of `oneOf`, because it was not looked at.
+        if check.left.get() == 0 {
+            return Err(Misfit { path: String::new(), keyword: "$ref" });
+        }
+        fits
     }
 }
 
@@ -215,8 +227,6 @@ impl Reader<'_> {
                     let (then, otherwise) = (branch("then")?, branch("else")?);
                     rules.push(Rule::If(Box::new([self.node(value)?, then, otherwise])));
                 }
-                // Read with `if`; alone they say nothing.
-                "then" => {}
                 "$ref" => rules.push(Rule::Reference(self.reference(value.as_str().ok_or_else(wrong)?)?)),
                 _ if ANNOTATIONS.contains(&key) => {}
                 unknown => return Err(SchemaError::Keyword(unknown.to_owned())),
@@ -319,10 +329,27 @@ fn is(value: &Value<'_>, kind: Kind) -> bool {
     }
 }
 
-impl Schema {
-    fn check(&self, node: &Node, value: &Value<'_>, path: &mut String, depth: usize) -> Result<(), Misfit> {
+/// A value being held against a schema.
+struct Check<'a> {
+    referred: &'a BTreeMap<String, Node>,
+    /// The work that may still be done; none once a bound was passed.
+    left: Cell<u32>,
+}
+
+impl Check<'_> {
+    /// Takes so much of the work that may be done; `false` if there is none left.
+    fn spend(&self, steps: usize) -> bool {
+        let left = u32::try_from(steps).ok().and_then(|steps| self.left.get().checked_sub(steps)).unwrap_or(0);
+        self.left.set(left);
+        left > 0
+    }
+
+    fn node(&self, node: &Node, value: &Value<'_>, path: &mut String, depth: usize) -> Result<(), Misfit> {
         let misfit = |path: &str, keyword| Err(Misfit { path: path.to_owned(), keyword });
-        let Some(depth) = depth.checked_sub(1) else { return misfit(path, "$ref") };
+        let Some(depth) = depth.checked_sub(1).filter(|_| self.spend(1)) else {
+            self.left.set(0);
+            return misfit(path, "$ref");
+        };
         let rules = match node {
             Node::Plain(true) => return Ok(()),
             Node::Plain(false) => return misfit(path, "false"),
@@ -345,11 +372,13 @@ impl Schema {
         path: &mut String,
         depth: usize,
     ) -> Result<Option<&'static str>, Misfit> {
-        let fits = |node: &Node, path: &mut String| self.check(node, value, path, depth).is_ok();
+        let fits = |node: &Node, path: &mut String| self.node(node, value, path, depth).is_ok();
         let broken = |is_broken: bool, keyword| Ok(is_broken.then_some(keyword));
         match (rule, value) {
             (Rule::Types(kinds), _) => broken(!kinds.iter().any(|kind| is(value, *kind)), "type"),
-            (Rule::OneOfValues(keyword, all), _) => broken(!all.iter().any(|one| same(one, value)), keyword),
+            (Rule::OneOfValues(keyword, all), _) => {
+                broken(!self.spend(all.len()) || !all.iter().any(|one| same(one, value)), keyword)
+            }
             (Rule::Number(keyword, bound), Value::Number(number)) => {
                 let number = number.as_f64();
                 let holds = match *keyword {
@@ -404,7 +433,7 @@ impl Schema {
                 Ok(None)
             }
             (Rule::PropertyNames(node), Value::Object(all)) => {
-                let fit = |key: &str| self.check(node, &Value::text(key), path, depth).is_ok();
+                let fit = |key: &str| self.node(node, &Value::text(key), path, depth).is_ok();
                 broken(!all.iter().map(|(key, _)| key).all(fit), "propertyNames")
             }
             (Rule::Required(names), Value::Object(all)) => {
@@ -415,19 +444,18 @@ impl Schema {
                 broken(on.iter().any(|(name, names)| all.get(name).is_some() && lacks(names)), "dependentRequired")
             }
             (Rule::All(nodes), _) => {
-                nodes.iter().try_for_each(|node| self.check(node, value, path, depth)).map(|()| None)
+                nodes.iter().try_for_each(|node| self.node(node, value, path, depth)).map(|()| None)
             }
             (Rule::Any(nodes), _) => broken(!nodes.iter().any(|node| fits(node, path)), "anyOf"),
             (Rule::One(nodes), _) => broken(nodes.iter().filter(|node| fits(node, path)).take(2).count() != 1, "oneOf"),
-            // Where nothing can be told for depth, nothing is taken for a fit.
-            (Rule::Not(node), _) => broken(depth == 0 || fits(node, path), "not"),
+            (Rule::Not(node), _) => broken(fits(node, path), "not"),
             (Rule::If(nodes), _) => {
                 let [condition, then, otherwise] = &**nodes;
                 let branch = if fits(condition, path) { then } else { otherwise };
-                self.check(branch, value, path, depth).map(|()| None)
+                self.node(branch, value, path, depth).map(|()| None)
             }
             (Rule::Reference(to), _) => match self.referred.get(to) {
-                Some(node) => self.check(node, value, path, depth).map(|()| None),
+                Some(node) => self.node(node, value, path, depth).map(|()| None),
                 None => Ok(Some("$ref")),
             },
             _ => Ok(None),
@@ -438,7 +466,7 @@ impl Schema {
         let before = path.len();
         path.push('/');
         path.push_str(key);
-        let checked = self.check(node, value, path, depth);
+        let checked = self.node(node, value, path, depth);
         path.truncate(before);
         checked
     }
@@ -519,8 +547,27 @@ mod tests {
 
     #[test]
     fn what_refers_to_itself_without_end_fits_nothing() {
-        assert_eq!(fits(r##"{"$ref":"#"}"##, "1").unwrap_err().1, "$ref");
-        assert!(fits(r##"{"not":{"$ref":"#"}}"##, "1").is_err(), "not even its contrary");
+        // However often its contrary is asked for.
+        for turns in 0..4 {
+            let schema = (0..turns).fold(r##"{"$ref":"#"}"##.to_owned(), |inner, _| format!(r#"{{"not":{inner}}}"#));
+            assert_eq!(fits(&schema, "1").unwrap_err().1, "$ref", "{schema}");
+        }
+        assert_eq!(fits(r##"{"oneOf":[{"const":1},{"$ref":"#"}]}"##, "1").unwrap_err().1, "$ref");
+        assert_eq!(fits(r##"{"if":{"$ref":"#"},"else":true}"##, "1").unwrap_err().1, "$ref");
+    }
+
+    #[test]
+    fn a_value_cannot_make_work_without_end() {
+        // Each level asks twice about the one below it.
+        let schema = r##"{"anyOf":[{"items":{"$ref":"#"},"type":"array"},{"items":{"$ref":"#"},"type":"array"}]}"##;
+        let deep = format!("{}1{}", "[".repeat(60), "]".repeat(60));
+        assert_eq!(fits(schema, &deep).unwrap_err().1, "$ref");
+        assert_eq!(fits(schema, "[[],[[]]]"), Ok(()));
+        let many = format!("[{}]", vec!["9"; 50_000].join(","));
+        assert_eq!(fits(r#"{"items":{"enum":[1,2,3,4,5,6,7,8]}}"#, &many).unwrap_err().1, "enum");
+        let all: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
+        let schema = format!(r#"{{"items":{{"enum":[{}]}}}}"#, all.join(","));
+        assert_eq!(fits(&schema, &many).unwrap_err().1, "$ref", "what is too much to look at does not fit");
     }
 
     #[test]

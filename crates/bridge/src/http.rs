@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
 
-use crate::message::{Kind, MAX_BYTES, Message};
+use crate::message::{Kind, MAX_BATCH, MAX_BYTES, Message};
 use crate::process::{MAX_HELD, Process, Said, complain};
 use crate::sessions::Sessions;
 
@@ -25,9 +25,6 @@ pub const PATH: &str = "/mcp";
 
 /// Where is asked whether it is up.
 pub const HEALTH: &str = "/health";
-
-/// Messages in one body.
-const MAX_BATCH: usize = 64;
 
 /// How often a stream without messages shows that it is alive.
 const ALIVE: Duration = Duration::from_secs(15);

@@ -5,6 +5,9 @@ use ringfence_inspect::json::{self, Limits, Value};
 /// The largest message.
 pub const MAX_BYTES: usize = 16 << 20;
 
+/// Messages in one body.
+pub const MAX_BATCH: usize = 64;
+
 const LIMITS: Limits = Limits { bytes: MAX_BYTES, depth: 200, values: 1_000_000 };
 
 /// One message.

@@ -14,14 +14,16 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc};
 
 use crate::Server;
-use crate::message::{self, Id, Kind, MAX_BYTES, Message};
+use crate::message::{self, Id, Kind, MAX_BATCH, MAX_BYTES, Message};
 use crate::reap::Own;
 
 /// Messages that wait for a server to read them.
 const MAX_UNREAD: usize = 64;
 
-/// Messages of a server that wait for its client to read them.
+/// Messages of a server that wait for its client to read them; and how many of these places only answers take, so that no
+/// flood of other messages costs a client its answer.
 pub const MAX_HELD: usize = 256;
+const KEPT_FOR_ANSWERS: usize = MAX_BATCH;
 
 /// How long a server may go on once nobody speaks to it any more.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -230,7 +232,8 @@ impl Process {
             };
             for message in messages {
                 if let Some(answer) = self.heard(message) {
-                    let _ = self.input.send(answer).await;
+                    // Not waited for: a server that does not read while it writes would wait for us in turn.
+                    let _ = self.input.try_send(answer);
                 }
             }
         }
@@ -250,7 +253,7 @@ impl Process {
                 let number = message.param("progressToken").and_then(Id::as_u64)?;
                 let waiting = state.waiting.get(&number)?;
                 message.replace(&["params", "progressToken"], waiting.token.clone()?);
-                let _ = waiting.to.try_send(Said::More(message.to_line().into()));
+                pass_on(&waiting.to, message.to_line().into());
                 None
             }
             kind => {
@@ -258,8 +261,8 @@ impl Process {
                 let listener = state.listener.clone().filter(|listener| !listener.is_closed());
                 let only = (state.waiting.len() == 1 || !state.shared).then(|| state.waiting.values().next_back());
                 let to = listener.or_else(|| only.flatten().map(|waiting| waiting.to.clone()));
-                match to.map(|to| to.try_send(Said::More(line.clone()))) {
-                    Some(Ok(())) => None,
+                match to.map(|to| pass_on(&to, line.clone())) {
+                    Some(true) => None,
                     _ if state.shared => {
                         let id = message.id().filter(|_| kind == Kind::Request)?;
                         let mut answer = message::error(id, SERVER_ERROR, "no client is there to be asked");
@@ -277,6 +280,11 @@ impl Process {
             }
         }
     }
+}
+
+/// Passes on what is no answer; `false` if there is no place for it.
+fn pass_on(to: &mpsc::Sender<Said>, line: Bytes) -> bool {
+    to.capacity() > KEPT_FOR_ANSWERS && to.try_send(Said::More(line)).is_ok()
 }
 
 fn gone(id: &Id) -> Bytes {

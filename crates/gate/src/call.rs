@@ -169,14 +169,15 @@ async fn serve(
         (content, tool) = hear(gate, peer, &mut parts, websocket, content, &mut subject).await?;
     }
 
-    let rules = gate.grant(&permit).map(|grant| grant.llm.clone()).unwrap_or_default();
+    const NO_RULES: &LlmRules = &LlmRules::none();
+    let rules = gate.grant(&permit).map_or(NO_RULES, |grant| &grant.llm);
     let credential = match permit.credential().map(|name| gate.credentials.get(name)) {
         Some(None) => return Err(denied(&subject, Denial::new("no_lease", "its credential is not leased"))),
         credential => credential.flatten(),
     };
     if let (Some(_), Content::Whole(bytes), false) = (&asked, &content, websocket) {
         let path = permit.path().unwrap_or_default();
-        chances.keep(&parts, path, bytes, &rules, credential).map_err(|denial| denied(&subject, denial))?;
+        chances.keep(&parts, path, bytes, rules, credential).map_err(|denial| denied(&subject, denial))?;
     }
 
     // take what it may cost
@@ -184,9 +185,9 @@ async fn serve(
     let behalf = Behalf { user: user.as_ref().and_then(|user| user.to_str().ok()), tool: tool.as_deref() };
     let plan = match &asked {
         None => Plan::PLAIN,
-        Some(asked) => llm::plan(&gate.ledger, behalf, asked, &rules).map_err(|denial| denied(&subject, denial))?,
+        Some(asked) => llm::plan(&gate.ledger, behalf, asked, rules).map_err(|denial| denied(&subject, denial))?,
     };
-    let (content, usage) = bind(content, asked.as_ref(), &plan, &rules).map_err(|denial| denied(&subject, denial))?;
+    let (content, usage) = bind(content, asked.as_ref(), &plan, rules).map_err(|denial| denied(&subject, denial))?;
 
     // inspect: what is wrong with it is found before any of it leaves, as far as it is there
     let agent_side = parts.extensions.remove::<OnUpgrade>();

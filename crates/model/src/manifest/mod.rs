@@ -297,6 +297,20 @@ pub enum RpcProtocol {
 }
 
 impl LlmRules {
+    /// No rules.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            max_tokens: None,
+            tools: None,
+            system_prompts: Vec::new(),
+            streaming: None,
+            formats: Vec::new(),
+            retries: 0,
+            failover: Vec::new(),
+        }
+    }
+
     /// Whether they ask for nothing that decides about a call.
     #[must_use]
     pub fn decide_nothing(&self) -> bool {
@@ -324,15 +338,7 @@ impl Grant {
             connect_to: None,
             ca_pem: None,
             allow_private: false,
-            llm: LlmRules {
-                max_tokens: None,
-                tools: None,
-                system_prompts: Vec::new(),
-                streaming: None,
-                formats: Vec::new(),
-                retries: 0,
-                failover: Vec::new(),
-            },
+            llm: LlmRules::none(),
             rpc: None,
         }
     }

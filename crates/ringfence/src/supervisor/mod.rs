@@ -454,11 +454,9 @@ impl Control for Supervisor {
     async fn freeze(&self, caller: Caller, request: Named) -> Result<AgentView, Report> {
         self.awake(&request.agent, "frozen already")?;
         self.record_operator(caller, "freeze", about(&request.agent), "begun")?;
-        tokio::task::block_in_place(|| {
-            self.ask(&request.agent, &Request::Freeze)?;
-            self.ask_servers(&request.agent, &Request::Freeze, State::Frozen)
-        })?;
+        tokio::task::block_in_place(|| self.ask(&request.agent, &Request::Freeze))?;
         let agent = self.set_state(&request.agent, State::Frozen, None)?;
+        tokio::task::block_in_place(|| self.ask_servers(&request.agent, &Request::Freeze, State::Frozen))?;
         Ok(self.view(&agent))
     }
 

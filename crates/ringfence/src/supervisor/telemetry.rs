@@ -91,8 +91,16 @@ impl Settings {
 /// Sends what the log says for as long as the supervisor lives.
 pub fn start(folder: PathBuf, db: Arc<Mutex<Db>>, mut grown: watch::Receiver<u64>, runtime: &tokio::runtime::Handle) {
     runtime.spawn(async move {
-        let mut exporter =
-            Exporter { folder, db, sent: None, open: BTreeMap::new(), client: None, rest: None, said: None };
+        let mut exporter = Exporter {
+            folder,
+            db,
+            sent: None,
+            wanted: true,
+            open: BTreeMap::new(),
+            client: None,
+            rest: None,
+            said: None,
+        };
         loop {
             let more = tokio::time::timeout(LOOK, grown.changed()).await;
             if matches!(more, Ok(Err(_))) {
@@ -116,6 +124,8 @@ struct Exporter {
     db: Arc<Mutex<Db>>,
     /// Up to where entries were sent.
     sent: Option<u64>,
+    /// Whether somebody wanted spans, as far as this supervisor or one before it knows.
+    wanted: bool,
     /// Calls under way: where in the log each was announced.
     open: BTreeMap<CallId, (u64, Entry)>,
     client: Option<ureq::Agent>,
@@ -130,13 +140,17 @@ impl Exporter {
         let settings = match settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => {
-                // What happens while nobody wants it is not sent later.
+                // What happens while nobody wants it is not sent later, not by the next supervisor either.
+                if std::mem::take(&mut self.wanted) {
+                    let _ = lock(&self.db).put_fact(NEXT, "");
+                }
                 self.sent = Some(size);
                 self.open.clear();
                 return;
             }
             Err(report) => return self.complain(&report.to_string()),
         };
+        self.wanted = true;
         if self.rest.is_some_and(|(until, _)| Instant::now() < until) {
             return;
         }

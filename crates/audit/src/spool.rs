@@ -12,7 +12,6 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use ringfence_model::{AgentName, SandboxId};
-use serde::Serialize;
 
 use crate::entry::{Entry, Event, MAX_ENTRY_BYTES, VERSION};
 
@@ -81,7 +80,7 @@ pub struct Origin {
 
 /// A spool file that this process alone writes.
 pub struct Spool {
-    origin: Origin,
+    frame: Frame,
     /// Whether an entry counts as durable only once the disk has it.
     strict: bool,
     inner: Mutex<Inner>,
@@ -98,35 +97,45 @@ struct Inner {
     synced: u64,
 }
 
-/// An [`Entry`] as it is written, without owning any of it.
-#[derive(Serialize)]
-struct Line<'a> {
-    v: u32,
-    time: Timestamp,
-    source: &'a str,
-    seq: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    agent: Option<&'a AgentName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox: Option<&'a SandboxId>,
-    #[serde(flatten)]
-    event: &'a Event,
+/// What is the same in all entries of a spool, as JSON: an [`Entry`] is written around it, field by field in their order.
+struct Frame {
+    /// Behind the time.
+    source: String,
+    /// Behind the number; the event's own fields follow.
+    owner: String,
+}
+
+impl Frame {
+    fn new(origin: &Origin) -> serde_json::Result<Self> {
+        let source = format!("\",\"source\":{},\"seq\":", serde_json::to_string(&origin.source)?);
+        let mut owner = String::new();
+        if let Some(agent) = &origin.agent {
+            owner = format!(",\"agent\":{}", serde_json::to_string(agent)?);
+        }
+        if let Some(sandbox) = &origin.sandbox {
+            owner = format!("{owner},\"sandbox\":{}", serde_json::to_string(sandbox)?);
+        }
+        Ok(Self { source, owner })
+    }
+
+    fn write(&self, to: &mut Vec<u8>, time: Timestamp, seq: u64, event: &Event) -> std::io::Result<()> {
+        let Self { source, owner } = self;
+        write!(to, "{{\"v\":{VERSION},\"time\":\"{time}{source}{seq}{owner}")?;
+        let at = to.len();
+        serde_json::to_writer(&mut *to, event)?;
+        // The event's own object goes on where the entry's stopped.
+        if let Some(brace) = to.get_mut(at) {
+            *brace = b',';
+        }
+        Ok(())
+    }
 }
 
 impl Inner {
     /// Puts an entry behind those that wait; leaves nothing of it on error.
-    fn append(&mut self, origin: &Origin, time: Timestamp, event: &Event) -> Result<u64, RecordError> {
+    fn append(&mut self, frame: &Frame, time: Timestamp, event: &Event) -> Result<u64, RecordError> {
         let (before, seq) = (self.waiting.len(), self.next_seq);
-        let line = Line {
-            v: VERSION,
-            time,
-            source: &origin.source,
-            seq,
-            agent: origin.agent.as_ref(),
-            sandbox: origin.sandbox.as_ref(),
-            event,
-        };
-        let put = serde_json::to_writer(&mut self.waiting, &line).map_err(|e| RecordError::Write(e.into()));
+        let put = frame.write(&mut self.waiting, time, seq, event).map_err(RecordError::Write);
         let bytes = self.waiting.len() - before;
         let fits = if bytes > MAX_ENTRY_BYTES { Err(RecordError::TooLarge { bytes }) } else { Ok(()) };
         if let Err(error) = put.and(fits) {
@@ -197,7 +206,7 @@ impl Spool {
             .map_or(first_seq, |entry| entry.seq + 1);
         let waiting = Vec::with_capacity(4096);
         let inner = Inner { file, bytes: keep, next_seq, waiting, written: next_seq, synced: next_seq };
-        Ok(Self { origin, strict: false, inner: Mutex::new(inner) })
+        Ok(Self { frame: Frame::new(&origin)?, strict: false, inner: Mutex::new(inner) })
     }
 
     /// Counts an entry as durable only once the disk has it, so that it outlives a crash of the host.
@@ -212,7 +221,7 @@ impl Record for Spool {
     fn record(&self, time: Timestamp, event: Event) -> Result<u64, RecordError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let before = inner.waiting.len();
-        let seq = inner.append(&self.origin, time, &event)?;
+        let seq = inner.append(&self.frame, time, &event)?;
         if let Err(error) = inner.write() {
             // It did not happen; those before it, which did, wait on.
             inner.waiting.truncate(before);
@@ -238,7 +247,7 @@ impl Record for Spool {
         if inner.waiting.len() >= MAX_WAITING_BYTES {
             inner.write()?;
         }
-        inner.append(&self.origin, time, &event)
+        inner.append(&self.frame, time, &event)
     }
 
     fn settle(&self) -> Result<(), RecordError> {
@@ -283,7 +292,8 @@ mod tests {
     use super::*;
 
     fn origin() -> Origin {
-        Origin { source: "gate:sb-1".into(), agent: None, sandbox: None }
+        let sandbox = SandboxId::from_parts(1, [7; 8]);
+        Origin { source: "gate:\"sb-1\"".into(), agent: "analyst".parse().ok(), sandbox: Some(sandbox) }
     }
 
     fn event(n: u64) -> Event {
@@ -342,7 +352,7 @@ mod tests {
         // Every write to it fails for want of space.
         let full = || File::options().read(true).write(true).open("/dev/full").unwrap();
         let inner = Inner { file: full(), bytes: 0, next_seq: 1, waiting: Vec::new(), written: 1, synced: 1 };
-        let spool = Spool { origin: origin(), strict: false, inner: Mutex::new(inner) };
+        let spool = Spool { frame: Frame::new(&origin()).unwrap(), strict: false, inner: Mutex::new(inner) };
         spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
         assert!(spool.record(Timestamp::UNIX_EPOCH, event(2)).is_err());
         assert!(spool.settle().is_err());
@@ -385,7 +395,7 @@ mod tests {
             written: 1,
             synced: 1,
         };
-        let spool = Spool { origin: origin(), strict: false, inner: Mutex::new(inner) };
+        let spool = Spool { frame: Frame::new(&origin()).unwrap(), strict: false, inner: Mutex::new(inner) };
         let seq = spool.record_soon(Timestamp::UNIX_EPOCH, event(1)).unwrap();
         assert!(spool.durable(seq).is_err(), "what is not written is not durable");
         spool.inner.lock().unwrap().file = open(&path);

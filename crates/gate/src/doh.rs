@@ -45,8 +45,9 @@ fn shape(headers: &HeaderMap, path: &str, query: Option<&str>) -> Option<&'stati
     if is_typed(headers) {
         return Some("the request has a media type of DNS messages");
     }
+    let query = query.filter(|query| !query.is_empty())?;
     let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let named_for_it = matches!(last.as_str(), "dns-query" | "resolve");
     pairs.find_map(|(name, value)| match decoded(name).as_slice() {
         b"dns" if last == "dns-query" || is_query(&decoded(value)) => Some("its query holds a DNS message"),
@@ -58,10 +59,9 @@ fn shape(headers: &HeaderMap, path: &str, query: Option<&str>) -> Option<&'stati
 fn is_typed(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter().chain(headers.get_all(ACCEPT));
     values.any(|value| {
-        let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-        text.split(',').any(|kind| {
-            let kind = kind.split(';').next().unwrap_or_default().trim();
-            TYPES.contains(&kind)
+        value.as_bytes().split(|byte| *byte == b',').any(|kind| {
+            let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            TYPES.iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
         })
     })
 }

@@ -67,6 +67,7 @@ mod needle;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+mod pulse;
 pub mod realtime;
 pub mod record;
 pub mod refuse;

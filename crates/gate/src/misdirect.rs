@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 use ringfence_policy::Denial;
 
 use crate::coding::{CodingError, Codings, Decoder};
 use crate::config::CredentialLease;
 use crate::inspect::MAX_BODY_BYTES;
-use crate::needle::{Needles, Position, forms};
+use crate::needle::{Hit, Needles, Position, forms};
 
 /// How much of a streaming body is searched, and the largest body of known length that is read before its call is made.
 pub const MAX_SEARCHED_BYTES: usize = 64 * 1024;
@@ -34,6 +34,13 @@ struct All {
 pub struct Misdirected {
     /// The credential.
     pub credential: String,
+}
+
+impl All {
+    fn owner(&self, hit: Option<Hit>) -> Option<Misdirected> {
+        let owner = self.owners.get(hit?.needle)?;
+        Some(Misdirected { credential: owner.clone() })
+    }
 }
 
 impl Misdirected {
@@ -71,7 +78,15 @@ impl Placeholders {
     /// Whose placeholder is in a text, also under percent-escapes and escapes of JSON.
     #[must_use]
     pub fn find(&self, text: &[u8]) -> Option<Misdirected> {
-        Layers::new(self.0.clone()?).push(text)
+        let all = self.0.as_ref()?;
+        // Escapes make a text longer, never shorter.
+        if all.needles.exceed(text) {
+            return None;
+        }
+        if memchr2(b'%', b'\\', text).is_some() {
+            return Layers::new(Arc::clone(all)).push(text);
+        }
+        all.owner(all.needles.find(text))
     }
 
     /// Looks through all that goes before a body.
@@ -220,8 +235,7 @@ impl Layers {
             // Once both searches stand at the same place again there is nothing to do until the next escape.
             layer.position = (!layer.pending.is_empty() || position != self.plain).then_some(position);
         }
-        let owner = self.all.owners.get(hit?.needle)?;
-        Some(Misdirected { credential: owner.clone() })
+        self.all.owner(hit)
     }
 }
 

@@ -89,6 +89,7 @@ pub(crate) struct Needles {
     /// How much of a needle has been seen in each state that is on the way to one.
     depths: HashMap<StateID, usize>,
     lengths: Vec<usize>,
+    shortest: usize,
     skip: Skip,
 }
 
@@ -128,8 +129,9 @@ impl Needles {
                 depths.insert(state, at + 1);
             }
         }
-        let lengths = needles.iter().map(Vec::len).collect();
-        Some(Self { nfa, start, depths, lengths, skip: Skip::new(needles) })
+        let lengths: Vec<usize> = needles.iter().map(Vec::len).collect();
+        let shortest = lengths.iter().copied().min().unwrap_or(0);
+        Some(Self { nfa, start, depths, lengths, shortest, skip: Skip::new(needles) })
     }
 
     pub(crate) const fn start(&self) -> Position {
@@ -157,6 +159,11 @@ impl Needles {
                 return Some(Hit { needle, end: at, length: self.lengths.get(needle).copied().unwrap_or(0) });
             }
         }
+    }
+
+    /// Whether a text is too short for any needle to be in it.
+    pub(crate) fn exceed(&self, text: &[u8]) -> bool {
+        text.len() < self.shortest
     }
 
     /// The first needle in a text that is there as a whole.

@@ -1,7 +1,7 @@
 //! Phase seven, and before phase six: the intent of a call before its first byte leaves, its outcome after.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,8 @@ use ringfence_audit::{
 };
 use ringfence_model::{CallId, Digest};
 use ringfence_policy::{Denial, Permit};
+
+use crate::pulse::Pulse;
 
 /// Denials that are answered at once, per second; more have to wait for their answer.
 const DENIALS_PER_SECOND: u32 = 200;
@@ -33,6 +35,12 @@ pub struct Recorder {
     loops: Mutex<HashMap<Again, (u32, Instant)>>,
     /// Whether somebody is about to settle what may wait.
     settling: AtomicBool,
+    /// What was not put into the log yet: the last bytes of an answer need not wait for it.
+    ended: Mutex<Vec<(Timestamp, CallOutcome)>>,
+    /// Calls under way.
+    open: AtomicUsize,
+    pulse: Pulse,
+    random: Mutex<Random>,
 }
 
 /// What makes a denial the same as one before: why, where, and by which method.
@@ -88,11 +96,26 @@ impl Subject {
     }
 }
 
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
 impl Recorder {
     /// Records to `log`.
     #[must_use]
     pub fn new(log: Arc<dyn Record>) -> Self {
-        Self { log, pace: Pace::new(DENIALS_PER_SECOND), loops: Mutex::default(), settling: AtomicBool::new(false) }
+        Self {
+            log,
+            pace: Pace::new(DENIALS_PER_SECOND),
+            loops: Mutex::default(),
+            settling: AtomicBool::new(false),
+            ended: Mutex::default(),
+            open: AtomicUsize::new(0),
+            pulse: Pulse::default(),
+            random: Mutex::default(),
+        }
     }
 
     /// Records any event, now.
@@ -100,6 +123,7 @@ impl Recorder {
     /// # Errors
     /// [`RecordError`].
     pub fn event(&self, event: Event) -> Result<(), RecordError> {
+        self.put_ended();
         let done = self.log.record(Timestamp::now(), event).map(drop);
         if let Err(error) = &done {
             tracing::error!(%error, "cannot record");
@@ -110,10 +134,7 @@ impl Recorder {
     /// Records how a call ended, at the latest when the event loop has done what is ready now: outcomes of one turn,
     /// and the intents among them, are one write.
     fn outcome(self: &Arc<Self>, outcome: CallOutcome) {
-        if let Err(error) = self.log.record_soon(Timestamp::now(), Event::CallOutcome(outcome)) {
-            // The call is over; the next intent will fail and stop the next call.
-            tracing::error!(%error, "cannot record");
-        }
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push((Timestamp::now(), outcome));
         if self.settling.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -126,8 +147,20 @@ impl Recorder {
         }
     }
 
+    /// Puts outcomes into the log, which everything recorded after them has to follow.
+    fn put_ended(&self) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for (time, outcome) in ended.drain(..) {
+            if let Err(error) = self.log.record_soon(time, Event::CallOutcome(outcome)) {
+                // The call is over; the next intent will fail and stop the next call.
+                tracing::error!(%error, "cannot record");
+            }
+        }
+    }
+
     fn settle(&self) {
         self.settling.store(false, Ordering::Release);
+        self.put_ended();
         if let Err(error) = self.log.settle() {
             tracing::error!(%error, "cannot record");
         }
@@ -143,7 +176,7 @@ impl Recorder {
         permit: &Permit,
         untrusted: bool,
     ) -> Result<Arc<Call>, RecordError> {
-        let mut intent = intent(new_id(), subject, Outcome::Allow);
+        let mut intent = intent(self.new_id(), subject, Outcome::Allow);
         intent.reason = permit.reason().into();
         intent.why = permit.why().into();
         intent.rules = permit.rules().to_vec();
@@ -157,7 +190,7 @@ impl Recorder {
     /// # Errors
     /// [`RecordError`]; the call must then not be made.
     pub async fn own(self: &Arc<Self>, subject: Subject, credential: &str) -> Result<Arc<Call>, RecordError> {
-        let mut intent = intent(new_id(), subject, Outcome::Allow);
+        let mut intent = intent(self.new_id(), subject, Outcome::Allow);
         intent.reason = "credential_token".into();
         intent.why = format!("the gate gets an access token for credential `{credential}`");
         intent.credential = Some(credential.to_owned());
@@ -165,8 +198,10 @@ impl Recorder {
     }
 
     /// Intents of one turn of the event loop are one write: whoever is ready to call puts its own beside this one, before
-    /// the first of them to go on writes all.
+    /// the first of them to go on writes all. A call that is the only one waits for no other.
     async fn begin(self: &Arc<Self>, intent: CallIntent) -> Result<Arc<Call>, RecordError> {
+        self.pulse.beat();
+        self.put_ended();
         let id = intent.call.clone();
         let recorded = self.log.record_soon(Timestamp::now(), Event::CallIntent(intent));
         let number = recorded.inspect_err(|error| tracing::error!(%error, "cannot record"))?;
@@ -178,7 +213,9 @@ impl Recorder {
             down: AtomicU64::new(0),
             ending: Mutex::default(),
         });
-        tokio::task::yield_now().await;
+        if self.open.fetch_add(1, Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
         if let Err(error) = self.log.durable(number) {
             tracing::error!(%error, "cannot record");
             // The intent may come into the log yet, and must not stand there as if it had been followed.
@@ -192,7 +229,7 @@ impl Recorder {
     pub async fn deny(&self, subject: Subject, denial: &Denial) -> CallId {
         self.pace.wait().await;
         let held = self.looping(&subject, denial, Instant::now());
-        let id = new_id();
+        let id = self.new_id();
         let mut intent = intent(id.clone(), subject, Outcome::Deny);
         intent.reason = denial.code.into();
         intent.why.clone_from(&denial.why);
@@ -227,15 +264,31 @@ impl Recorder {
         *count = count.saturating_add(1);
         (LOOP_STEP * count.saturating_sub(LOOP_AFTER)).min(LOOP_MOST)
     }
+
+    fn new_id(&self) -> CallId {
+        let random = self.random.lock().unwrap_or_else(PoisonError::into_inner).next();
+        CallId::from_parts(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0), random)
+    }
 }
 
-fn new_id() -> CallId {
-    let mut random = [0; 8];
-    // Ids need not be secret, so a clash-free fallback serves should the generator fail.
-    if aws_lc_rs::rand::fill(&mut random).is_err() {
-        random = Instant::now().elapsed().as_nanos().to_le_bytes().first_chunk().copied().unwrap_or_default();
+/// Random numbers for ids, fetched for many ids at once.
+#[derive(Default)]
+struct Random {
+    ready: Vec<[u8; 8]>,
+}
+
+impl Random {
+    fn next(&mut self) -> [u8; 8] {
+        if self.ready.is_empty() {
+            let mut bytes = [0; 512];
+            // Ids need not be secret, so the clock serves should the generator fail.
+            if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+                return Timestamp::now().as_nanosecond().to_le_bytes().first_chunk().copied().unwrap_or_default();
+            }
+            self.ready = bytes.as_chunks().0.to_vec();
+        }
+        self.ready.pop().unwrap_or_default()
     }
-    CallId::from_parts(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0), random)
 }
 
 fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
@@ -351,6 +404,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
+        self.recorder.open.fetch_sub(1, Ordering::Relaxed);
         let ending = std::mem::take(&mut *self.ending());
         let outcome = CallOutcome {
             call: self.id.clone(),

@@ -6,10 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE};
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -318,7 +315,7 @@ fn address(
     let authority = authority(scheme, host, port);
     match sender {
         Sender::H1(_) => {
-            let value = HeaderValue::from_str(&authority).map_err(|e| broken(e.into()))?;
+            let value = HeaderValue::try_from(authority).map_err(|e| broken(e.into()))?;
             request.headers_mut().insert(HOST, value);
             request.headers_mut().remove(TE);
             *request.uri_mut() = target.parse::<Uri>().map_err(|e| broken(e.into()))?;
@@ -477,43 +474,40 @@ impl<S: Sockets> Agent<S> {
     }
 }
 
-/// Headers that are between two neighbours, whether `Connection` names them or not.
-static BETWEEN_NEIGHBOURS: [HeaderName; 8] = [
-    CONNECTION,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-];
+/// Whether a header is between two neighbours, whether `Connection` names it or not. Of `TE`, its value decides.
+fn is_between_neighbours(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Takes away what is between two neighbours only.
 ///
 /// # Source
 /// RFC 9110 §7.6.1.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        // Nobody may talk the gate into dropping what was decided or injected, or what frames the message.
-        .filter(|name| name != HOST && name != http::header::CONTENT_LENGTH)
-        .collect();
-    for name in named {
-        if name != TE {
+    let mut taken: Vec<HeaderName> = headers.keys().filter(|name| is_between_neighbours(name)).cloned().collect();
+    if taken.is_empty() {
+        return;
+    }
+    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named = named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+    // Nobody may talk the gate into dropping what was decided or injected, or what frames the message.
+    taken.extend(named.filter(|name| name != HOST && name != CONTENT_LENGTH));
+    let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    for name in taken {
+        if name != TE || !trailers {
             headers.remove(name);
         }
-    }
-    for name in &BETWEEN_NEIGHBOURS {
-        headers.remove(name);
-    }
-    let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    if !trailers {
-        headers.remove(TE);
     }
 }
 

@@ -33,7 +33,9 @@ impl Digest {
     /// The 64 hex digits without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        let digits = digits.map(|digit| if digit < 10 { b'0' + digit } else { b'a' - 10 + digit });
+        String::from_utf8(digits.collect()).unwrap_or_default()
     }
 
     /// The first 12 hex digits, for people.
@@ -89,7 +91,8 @@ impl std::io::Write for Hasher {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        f.write_str("sha256:")?;
+        f.write_str(&self.hex())
     }
 }
 

@@ -320,11 +320,11 @@ async fn decide_content(
     let by_budget = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
     if route.is_none() && !by_policy {
         let looked = Looked { content: body, model: None, asked: None, decoded: false };
-        return Ok((gate.decisions.decide(&gate.policy, question)?, looked));
+        return Ok((gate.decisions.decide(&gate.policy, question, false)?, looked));
     }
     if !by_policy {
         // What would be denied anyway is not read.
-        decide::http(&gate.policy, question.clone())?;
+        gate.decisions.decide(&gate.policy, question.clone(), false)?;
     }
     let looked = llm::look(&parts.headers, route, body, Wanted { by_policy, by_budget }).await?;
     subject.model.clone_from(&looked.model);
@@ -334,8 +334,7 @@ async fn decide_content(
     }
     let facts = looked.asked.as_ref().map(|asked| &asked.facts);
     let question = HttpRequest { model: looked.model.as_deref(), llm: facts, ..question };
-    let permit = decide::http(&gate.policy, question)?;
-    Ok((Arc::new(permit), looked))
+    Ok((gate.decisions.decide(&gate.policy, question, true)?, looked))
 }
 
 /// Hears what the agent says to a server of MCP, or to another agent.
@@ -664,7 +663,7 @@ fn talk(
     (subject, plan): (&Subject, &Plan),
 ) -> Box<Realtime> {
     let counted = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
-    let asked = Asked { facts: asked.facts.clone(), request: asked.request.clone() };
+    let asked = Asked { facts: asked.facts.clone(), request: asked.request.clone(), anew: false };
     Box::new(Realtime {
         route,
         subject: subject.clone(),

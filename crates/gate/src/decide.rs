@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::request::Parts;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode};
-use ringfence_policy::{Decision, Denial, HttpRequest, Permit, Policy, PostgresQuery, Request};
+use ringfence_policy::{Decision, Denial, HttpRequest, LlmCall, Permit, Policy, PostgresQuery, Request};
 
 /// What becomes of a new connection.
 ///
@@ -83,15 +83,16 @@ pub fn http(policy: &Policy, question: HttpRequest<'_>) -> Result<Permit, Denial
     permit(policy.decide(&Request::Http(question)))
 }
 
-/// Requests that are remembered, and the longest path among them.
+/// Requests that are remembered, the longest path among them, and how much text of a body.
 const MAX_REMEMBERED: usize = 256;
 const MAX_REMEMBERED_PATH: usize = 512;
+const MAX_REMEMBERED_TEXT: usize = 2048;
 
 /// Permits of requests that were asked about before.
 ///
 /// [`Policy::decide`] is a function of the policy, which never changes here, and of the request: it sees no clock, no
 /// chance and no state. So the same request has the same answer, and a request is the same only if all that the
-/// policy sees of it is. What is denied is not remembered, nor what a body has to be read for.
+/// policy sees of it is, what its body says among it. What is denied is not remembered.
 pub struct Decisions {
     slots: Mutex<Vec<Option<Remembered>>>,
     /// What became of connections, by host; of each host the last port and scheme.
@@ -107,21 +108,26 @@ struct Remembered {
     method: String,
     path: String,
     websocket: bool,
+    /// Whether its body was read; if not, nothing here says that it need not be.
+    read: bool,
+    model: Option<String>,
+    llm: Option<LlmCall>,
     permit: Arc<Permit>,
 }
 
 impl Remembered {
-    fn answers(&self, question: &HttpRequest<'_>) -> bool {
-        let Self { host, port, scheme, method, path, websocket, permit: _ } = self;
-        let HttpRequest { host: h, port: p, scheme: s, method: m, path: t, websocket: w, model, llm } = question;
-        model.is_none()
-            && llm.is_none()
+    fn answers(&self, question: &HttpRequest<'_>, body_read: bool) -> bool {
+        let Self { host, port, scheme, method, path, websocket, read, model, llm, permit: _ } = self;
+        let HttpRequest { host: h, port: p, scheme: s, method: m, path: t, websocket: w, model: o, llm: l } = question;
+        *read == body_read
             && host == *h
             && port == p
             && scheme == s
             && method == m
             && path == t
             && websocket == w
+            && model.as_deref() == *o
+            && llm.as_ref() == *l
     }
 }
 
@@ -149,23 +155,32 @@ impl Decisions {
         Ok(mode)
     }
 
-    /// The permit of a request that was allowed before without its body.
+    /// The permit of a request that was allowed before without its body being read.
     #[must_use]
     pub fn known(&self, question: &HttpRequest<'_>) -> Option<Arc<Permit>> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = slots.get(self.slot(question))?.as_ref()?;
-        found.answers(question).then(|| Arc::clone(&found.permit))
+        self.find(question, false)
     }
 
-    /// Decides about a request whose body need not be read, and remembers if it is allowed.
+    fn find(&self, question: &HttpRequest<'_>, read: bool) -> Option<Arc<Permit>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = slots.get(self.slot(question, read))?.as_ref()?;
+        found.answers(question, read).then(|| Arc::clone(&found.permit))
+    }
+
+    /// Decides about a request, unless the same was allowed before. `read` says whether its body was read, be it that
+    /// nothing was found in it that decides.
     ///
     /// # Errors
     /// The denial.
-    pub fn decide(&self, policy: &Policy, question: HttpRequest<'_>) -> Result<Arc<Permit>, Denial> {
+    pub fn decide(&self, policy: &Policy, question: HttpRequest<'_>, read: bool) -> Result<Arc<Permit>, Denial> {
+        if let Some(permit) = self.find(&question, read) {
+            return Ok(permit);
+        }
         let permit = Arc::new(http(policy, question.clone())?);
-        if question.path.len() <= MAX_REMEMBERED_PATH && question.model.is_none() && question.llm.is_none() {
-            let at = self.slot(&question);
-            let HttpRequest { host, port, scheme, method, path, websocket, model: _, llm: _ } = question;
+        let text = question.model.map_or(0, str::len) + question.llm.map_or(0, text);
+        if question.path.len() <= MAX_REMEMBERED_PATH && text <= MAX_REMEMBERED_TEXT {
+            let at = self.slot(&question, read);
+            let HttpRequest { host, port, scheme, method, path, websocket, model, llm } = question;
             let remembered = Remembered {
                 host: host.clone(),
                 port,
@@ -173,6 +188,9 @@ impl Decisions {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 websocket,
+                read,
+                model: model.map(str::to_owned),
+                llm: llm.cloned(),
                 permit: Arc::clone(&permit),
             };
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,10 +204,18 @@ impl Decisions {
         Ok(permit)
     }
 
-    fn slot(&self, question: &HttpRequest<'_>) -> usize {
-        let hash = self.hasher.hash_one((question.host, question.port, question.method, question.path));
+    fn slot(&self, question: &HttpRequest<'_>, read: bool) -> usize {
+        let HttpRequest { host, port, method, path, model, llm, .. } = question;
+        let hash = self.hasher.hash_one((host, port, method, path, read, model, llm));
         usize::try_from(hash % MAX_REMEMBERED as u64).unwrap_or(0)
     }
+}
+
+/// How much is to be remembered of a call.
+fn text(call: &LlmCall) -> usize {
+    let LlmCall { api, models, tools, prompts, streaming: _, format, max_tokens: _ } = call;
+    let sets = [models, tools, prompts].into_iter().flatten().map(|text| text.len() + size_of::<String>());
+    api.len() + format.len() + sets.sum::<usize>()
 }
 
 fn permit(decision: Decision) -> Result<Permit, Denial> {
@@ -247,11 +273,16 @@ mod tests {
                 let fresh = http(&policy, question.clone());
                 let answer = match known {
                     Some(permit) => Ok(permit),
-                    None => decisions.decide(&policy, question.clone()),
+                    None => decisions.decide(&policy, question.clone(), false),
                 };
                 prop_assert_eq!(format!("{:?}", fresh), format!("{:?}", answer));
                 let with_model = HttpRequest { model: Some("m"), ..question };
                 prop_assert!(decisions.known(&with_model).is_none());
+                for model in ["m", "n"] {
+                    let read = HttpRequest { model: Some(model), ..with_model.clone() };
+                    let fresh = http(&policy, read.clone());
+                    prop_assert_eq!(format!("{:?}", fresh), format!("{:?}", decisions.decide(&policy, read, true)));
+                }
             }
         }
     }
@@ -270,14 +301,40 @@ mod tests {
             model: None,
             llm: None,
         };
-        let permit = decisions.decide(&policy, ask("GET", "/v1/x")).unwrap();
+        let permit = decisions.decide(&policy, ask("GET", "/v1/x"), false).unwrap();
         assert!(Arc::ptr_eq(&permit, &decisions.known(&ask("GET", "/v1/x")).unwrap()));
         assert!(decisions.known(&ask("GET", "/v1/y")).is_none());
         assert!(decisions.known(&ask("POST", "/v1/x")).is_none());
-        assert!(decisions.decide(&policy, ask("GET", "/v1/no")).is_err());
+        assert!(decisions.decide(&policy, ask("GET", "/v1/no"), false).is_err());
         assert!(decisions.known(&ask("GET", "/v1/no")).is_none());
         let long = format!("/v1/{}", "x".repeat(MAX_REMEMBERED_PATH));
-        assert!(decisions.decide(&policy, ask("GET", &long)).is_ok());
+        assert!(decisions.decide(&policy, ask("GET", &long), false).is_ok());
         assert!(decisions.known(&ask("GET", &long)).is_none());
+    }
+
+    #[test]
+    fn what_was_read_is_remembered_as_it_was_and_spares_nobody_the_reading() {
+        let (policy, decisions) = (policy(), Decisions::default());
+        let host = "a.example.org".parse().unwrap();
+        let (method, path, scheme) = ("POST", "/m/x", Scheme::Https);
+        let bare =
+            HttpRequest { host: &host, port: 443, scheme, method, path, websocket: false, model: None, llm: None };
+        let asks = |model| HttpRequest { model: Some(model), ..bare.clone() };
+        assert!(policy.needs_content(&bare));
+        let first = decisions.decide(&policy, asks("m"), true).unwrap();
+        assert!(Arc::ptr_eq(&first, &decisions.decide(&policy, asks("m"), true).unwrap()));
+        assert_eq!(decisions.decide(&policy, asks("n"), true).unwrap_err().code, "model_not_granted");
+        let _ = decisions.decide(&policy, bare.clone(), true);
+        assert!(decisions.known(&bare).is_none(), "the next body may name a model");
+        assert!(decisions.known(&asks("m")).is_none());
+        let call = |tool: &str| LlmCall { models: vec!["m".into()], tools: vec![tool.into()], ..LlmCall::default() };
+        let (search, shell) = (call("search"), call("shell"));
+        let with = |llm| HttpRequest { llm: Some(llm), ..asks("m") };
+        let first = decisions.decide(&policy, with(&search), true).unwrap();
+        assert!(Arc::ptr_eq(&first, &decisions.decide(&policy, with(&search), true).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &decisions.decide(&policy, with(&shell), true).unwrap()));
+        let large = call(&"x".repeat(MAX_REMEMBERED_TEXT));
+        let first = decisions.decide(&policy, with(&large), true).unwrap();
+        assert!(!Arc::ptr_eq(&first, &decisions.decide(&policy, with(&large), true).unwrap()));
     }
 }

@@ -93,6 +93,8 @@ pub struct Asked {
     pub facts: LlmCall,
     /// All of it.
     pub request: llm::Request,
+    /// Whether the body must be written anew, so that what one reader read is what the next one gets.
+    pub anew: bool,
 }
 
 impl Asked {
@@ -177,12 +179,10 @@ where
         match route.read(kind, &bytes, &limits) {
             Ok(reading) => {
                 let facts = facts(&reading.request);
-                let asked = Asked { facts, request: reading.request };
-                // What one reader read is what the next one gets.
-                let plain = reading.body.filter(|_| strict).map(|body| Bytes::from(body.to_bytes()));
+                let anew = strict && reading.body.is_some();
+                let asked = Asked { facts, request: reading.request, anew };
                 let model = asked.request.models().next().map(str::to_owned);
-                let content = Content::Whole(plain.unwrap_or_else(|| bytes.clone()));
-                return Ok(Looked { content, model, asked: Some(asked), decoded });
+                return Ok(Looked { content: Content::Whole(bytes), model, asked: Some(asked), decoded });
             }
             Err(error) if strict && route.certain => {
                 let why = format!("the body of the {} call cannot be understood: {error}", route.shape.word());
@@ -401,14 +401,15 @@ fn cost(prices: &Prices, request: &llm::Request, input: u64, output: u64) -> Res
     Err(Denial::new("price_unknown", "a budget counts money, and the call names no model"))
 }
 
-/// Bounds a call as planned, and has it report what it used where that is counted.
+/// Bounds a call as planned, has it report what it used where that is counted, and writes it anew if it must be.
 ///
 /// # Errors
 /// A denial `max_tokens_unenforceable` if the grant bounds the answer and the API has no way to.
 pub fn bind(plan: &Plan, asked: &Asked, rules: &LlmRules, bytes: &Bytes) -> Result<(Bytes, UsageAsked), Denial> {
     let counted = plan.output.is_some();
     let as_it_is = Ok((bytes.clone(), UsageAsked::Needless));
-    if plan.bound.is_none() && !counted || !asked.request.shape.runs_model() {
+    let bounded = (plan.bound.is_some() || counted) && asked.request.shape.runs_model();
+    if !bounded && !asked.anew {
         return as_it_is;
     }
     let unenforceable = || {
@@ -418,12 +419,15 @@ pub fn bind(plan: &Plan, asked: &Asked, rules: &LlmRules, bytes: &Bytes) -> Resu
     let limits = Limits { bytes: MAX_BODY_BYTES, ..Limits::default() };
     let Ok(mut body) = json::parse(bytes, &limits) else {
         // A form: sound and images, which have no such bound.
-        return if rules.max_tokens.is_some() && asked.request.shape.work() == Work::Complete {
+        return if bounded && rules.max_tokens.is_some() && asked.request.shape.work() == Work::Complete {
             Err(unenforceable())
         } else {
             as_it_is
         };
     };
+    if !bounded {
+        return Ok((body.to_bytes().into(), UsageAsked::Needless));
+    }
     if let Some(most) = plan.bound
         && !edit::bound_output(&asked.request, &mut body, most)
         && rules.max_tokens.is_some()
@@ -674,7 +678,9 @@ mod tests {
         assert_eq!(whole(seen).unwrap(), plain, "byte for byte");
         assert_eq!(looked(chat, &[], odd, POLICY).map(drop).unwrap_err().code, "body_unreadable");
         let strict = looked(chat, &[], plain, POLICY).unwrap();
-        assert_eq!(whole(strict).unwrap(), plain.replace(' ', ""), "only what was read is sent");
+        let (Some(asked), Content::Whole(bytes)) = (strict.asked, strict.content) else { panic!("it is read") };
+        let (sent, _) = bind(&Plan::PLAIN, &asked, &LlmRules::none(), &bytes).unwrap();
+        assert_eq!(sent, plain.replace(' ', ""), "only what was read is sent");
         assert!(whole(looked(chat, &[("content-encoding", "gzip")], "x", NOBODY).unwrap()).is_none());
         assert!(whole(looked("/upload", &[], plain, NOBODY).unwrap()).is_none());
     }

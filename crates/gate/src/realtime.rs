@@ -143,7 +143,7 @@ impl Agent {
             }
             Err(_) => return Ok(message),
         };
-        let mut asked = Asked { facts: llm::facts(&request), request };
+        let mut asked = Asked { facts: llm::facts(&request), request, anew: false };
         if let Some(model) = asked.request.models().next() {
             self.model = Some(model.to_owned());
         } else if let Some(model) = &self.model {

@@ -236,7 +236,8 @@ impl Prices {
     /// What a model costs, if a table knows it.
     #[must_use]
     pub fn price(&self, model: &str) -> Option<&Price> {
-        let forms = forms(model);
+        let plain = plain(model);
+        let forms = forms(&plain);
         self.layers.iter().rev().find_map(|layer| forms.iter().find_map(|form| layer.price(form)))
     }
 
@@ -326,23 +327,17 @@ fn pico(dollars: f64) -> Option<u64> {
     format!("{whole:.0}").parse().ok()
 }
 
-/// The names under which a model is looked up, the most exact first.
-fn forms(model: &str) -> Vec<String> {
-    let whole = plain(model);
-    let last = whole.rsplit('/').next().unwrap_or_default().to_owned();
-    let regional =
-        ["us.", "eu.", "apac.", "ap.", "au.", "jp.", "ca.", "us-gov."].iter().find_map(|r| last.strip_prefix(r));
-    let of_maker = regional.unwrap_or(&last).to_owned();
-    let mut forms = vec![whole, last.clone(), of_maker];
+/// The names under which a model is looked up, the most exact first; some may be there more than once.
+fn forms(whole: &str) -> [&str; 5] {
+    let last = whole.rsplit('/').next().unwrap_or_default();
     // What goes to any region has a price of its own, which no name of the maker's with a region's surcharge may hide.
     if let Some(anywhere) = last.strip_prefix("global.") {
-        forms.push(bare(anywhere).to_owned());
-        forms.push(anywhere.to_owned());
-    } else {
-        forms.push(bare(regional.unwrap_or(&last)).to_owned());
+        return [whole, last, last, bare(anywhere), anywhere];
     }
-    forms.dedup();
-    forms
+    let regional =
+        ["us.", "eu.", "apac.", "ap.", "au.", "jp.", "ca.", "us-gov."].iter().find_map(|r| last.strip_prefix(r));
+    let of_maker = regional.unwrap_or(last);
+    [whole, last, of_maker, bare(of_maker), bare(of_maker)]
 }
 
 /// A name without the maker that Bedrock puts before it.

@@ -72,7 +72,7 @@ pub struct HttpRequest<'a> {
 }
 
 /// What a call asks of a language model, in one form for all APIs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LlmCall {
     /// The API, such as `openai`.
     pub api: String,

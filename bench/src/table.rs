@@ -97,7 +97,7 @@ pub fn main(options: &[&str]) -> Done {
             other => return Err(format!("no peer is called `{other}`").into()),
         });
     }
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(TO_REST);
     let idle: Vec<(String, f64)> = peers.iter().map(|peer| (peer.name.clone(), peer.memory("VmRSS"))).collect();
     if options.pause {
         peers.iter().for_each(|peer| println!("{}: {:?}", peer.name, peer.processes()));
@@ -233,12 +233,15 @@ fn audit(world: &World, options: &Options) -> Result<f64, Failure> {
     Ok(1.0 - on.per_second / off.per_second)
 }
 
+/// How long until a gate that was asked something, be it one name, is idle.
+const TO_REST: Duration = Duration::from_secs(7);
+
 /// What a gate takes of memory among so many that do nothing, in MiB: resident, and its share of what is shared.
 fn many(world: &World, options: &Options) -> Result<f64, Failure> {
     const GATES: usize = 50;
     let gates = (0..GATES).map(|nth| world.gate(&format!("gate {nth}"), &options.gate, false, false));
     let gates = gates.collect::<Result<Vec<_>, _>>()?;
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(TO_REST);
     let resident = median(gates.iter().map(|gate| gate.memory("VmRSS")).collect());
     let share = median(gates.iter().map(Peer::share).collect());
     println!("{GATES} gates that do nothing, each: {resident:.1} MiB resident, {share:.1} MiB its share");

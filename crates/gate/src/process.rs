@@ -238,6 +238,7 @@ impl Prepared {
     /// Says that it is up, and serves until one of the listeners breaks.
     fn serve(self, ready: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
         let Self { runtime, gate, tcp, dns, udp_sink, ingress, control } = self;
+        let recorder = Arc::clone(&gate.recorder);
         runtime.block_on(async move {
             let mut tasks = tokio::task::JoinSet::new();
             for listener in tcp {
@@ -270,7 +271,8 @@ impl Prepared {
                 };
             }
             ready()?;
-            ringfence_sys::memory::forget_startup();
+            ringfence_sys::memory::forget_code();
+            recorder.at_rest(ringfence_sys::memory::forget_code);
             match tasks.join_next().await {
                 Some(Ok(ended)) => ended,
                 Some(Err(error)) => Err(std::io::Error::other(error)),

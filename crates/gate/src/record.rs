@@ -118,11 +118,17 @@ impl Recorder {
         }
     }
 
+    /// What is done each time that nothing was recorded for a while.
+    pub(crate) fn at_rest(&self, rest: fn()) {
+        self.pulse.at_rest(rest);
+    }
+
     /// Records any event, now.
     ///
     /// # Errors
     /// [`RecordError`].
     pub fn event(&self, event: Event) -> Result<(), RecordError> {
+        self.pulse.beat();
         self.put_ended();
         let done = self.log.record(Timestamp::now(), event).map(drop);
         if let Err(error) = &done {

@@ -253,7 +253,7 @@ impl Shim {
     }
 
     fn serve(mut self) {
-        ringfence_sys::memory::forget_startup();
+        ringfence_sys::memory::forget_code();
         loop {
             let mut watched =
                 vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];

@@ -1,13 +1,13 @@
-//! Giving back memory that only starting needed.
+//! Giving back memory that only starting needed, or only work that is over.
 //!
-//! A helper process runs much code once: parsing, compiling, making keys. The pages of that code stay mapped for as
-//! long as the process lives, and count as its own in every tool that looks.
+//! A helper process runs much code once, or now and then: parsing, compiling, making keys, deciding. The pages of that
+//! code stay mapped for as long as the process lives, and count as its own in every tool that looks.
 
 use std::ffi::{c_int, c_void};
 
 /// Unmaps the program's code and constants, which come back page by page as they are used, from the page cache;
 /// and returns free heap to the kernel. Costs a few microseconds, and a fault for each page that is used again.
-pub fn forget_startup() {
+pub fn forget_code() {
     // SAFETY: the callback has the signature that the function asks for, and ignores its argument.
     unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
     trim_heap();
@@ -58,7 +58,7 @@ mod tests {
             line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
         };
         let before = resident();
-        super::forget_startup();
+        super::forget_code();
         let after = resident();
         assert!(after < before, "{before} KiB before, {after} KiB after");
         assert_eq!(format!("{:?}", vec![1, 2, 3]), "[1, 2, 3]");

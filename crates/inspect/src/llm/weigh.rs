@@ -44,9 +44,15 @@ impl Tally {
         let Some((first, rest)) = bytes.split_first() else { return };
         self.words += u64::from(!self.in_word && !is_space(*first));
         // A character in more than one byte begins with one from 0xc0 on; what continues it does not count again.
-        self.ascii += bytes.iter().map(|b| u64::from(*b < 0x80)).sum::<u64>();
-        self.other += bytes.iter().map(|b| u64::from(*b >= 0xc0)).sum::<u64>();
-        self.words += bytes.iter().zip(rest).map(|(a, b)| u64::from(is_space(*a) & !is_space(*b))).sum::<u64>();
+        // No sum of so few overflows a byte, and sums of bytes are quick.
+        for part in bytes.chunks(255) {
+            self.ascii += u64::from(part.iter().map(|b| u8::from(*b < 0x80)).sum::<u8>());
+            self.other += u64::from(part.iter().map(|b| u8::from(*b >= 0xc0)).sum::<u8>());
+        }
+        for (before, part) in bytes.chunks(255).zip(rest.chunks(255)) {
+            let begins = |(a, b): (&u8, &u8)| u8::from(is_space(*a) & !is_space(*b));
+            self.words += u64::from(before.iter().zip(part).map(begins).sum::<u8>());
+        }
         self.in_word = bytes.last().is_some_and(|last| !is_space(*last));
     }
 

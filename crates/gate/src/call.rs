@@ -316,7 +316,8 @@ async fn decide_content(
     subject: &mut Subject,
     form: &mut Form,
 ) -> Result<(Arc<Permit>, Looked), Denial> {
-    let by_policy = gate.policy.needs_content(&question);
+    // What was allowed before with its body unread needs none of it.
+    let by_policy = gate.decisions.known(&question).is_none() && gate.policy.needs_content(&question);
     let by_budget = gate.ledger.counts(Unit::Tokens) || gate.ledger.counts(Unit::Usd);
     if route.is_none() && !by_policy {
         let looked = Looked { content: body, model: None, asked: None, decoded: false };

@@ -291,7 +291,7 @@ impl Policy {
     #[must_use]
     pub fn needs_content(&self, request: &HttpRequest<'_>) -> bool {
         let Ok(path) = path::normalise(request.path) else { return false };
-        let mut covering = self.grants.iter().filter(|g| misfit(g, request, &path).is_none());
+        let mut covering = self.grants.iter().filter(|g| Misfit::of(g, request, &path).is_none());
         let Some(first) = covering.next() else { return false };
         self.guard_rails_ask_for_content || !first.models.is_empty() || !first.llm.decide_nothing()
     }
@@ -489,23 +489,23 @@ impl Policy {
     /// Says for people how the nearest grant misses the request.
     fn why_not(&self, request: &HttpRequest<'_>, path: &str) -> Denial {
         let HttpRequest { host, port, .. } = request;
-        let mut nearest: Option<(u8, usize, String)> = None;
+        let mut nearest: Option<(Misfit, usize, &Grant)> = None;
         for (at, grant) in self.grants.iter().enumerate().filter(|(_, g)| g.host.covers(host)) {
-            let (rank, miss) = misfit(grant, request, path).unwrap_or_else(|| {
-                let (of_model, miss) = content_misfit(grant, request);
-                (if of_model { MODEL_MISFIT } else { LLM_MISFIT }, miss)
-            });
-            if nearest.as_ref().is_none_or(|(best, ..)| rank > *best) {
-                nearest = Some((rank, at + 1, miss));
+            let misfit = Misfit::of(grant, request, path).unwrap_or_else(|| content_misfit(grant, request).0);
+            if nearest.is_none_or(|(best, ..)| misfit > best) {
+                nearest = Some((misfit, at + 1, grant));
             }
         }
-        match nearest {
-            None => Denial::new("no_grant", format!("no grant covers {host}")),
-            Some((rank @ (MODEL_MISFIT | LLM_MISFIT), number, miss)) => {
-                let code = if rank == MODEL_MISFIT { "model_not_granted" } else { "llm_not_granted" };
-                Denial::new(code, format!("grant {number} covers {host}:{port}, but {miss}"))
+        let Some((misfit, number, grant)) = nearest else {
+            return Denial::new("no_grant", format!("no grant covers {host}"));
+        };
+        let miss = misfit.words(grant, request, path);
+        match misfit {
+            Misfit::Model => {
+                Denial::new("model_not_granted", format!("grant {number} covers {host}:{port}, but {miss}"))
             }
-            Some((_, number, miss)) => Denial::new("no_grant", format!("grant {number} covers {host}, but {miss}")),
+            Misfit::Llm => Denial::new("llm_not_granted", format!("grant {number} covers {host}:{port}, but {miss}")),
+            _ => Denial::new("no_grant", format!("grant {number} covers {host}, but {miss}")),
         }
     }
 }
@@ -523,20 +523,16 @@ fn argument_misfit(rules: &RpcRules, tool: &str, arguments: &[(String, String)])
     })
 }
 
-/// Ranks of a grant that covers all of a request but what its body says.
-const MODEL_MISFIT: u8 = u8::MAX - 1;
-const LLM_MISFIT: u8 = u8::MAX;
-
-/// How a grant that covers all else misses what the body says; `true` if it is the model.
-fn content_misfit(grant: &Grant, request: &HttpRequest<'_>) -> (bool, String) {
+/// How a grant that covers all else misses what the body says, and the same in words.
+fn content_misfit(grant: &Grant, request: &HttpRequest<'_>) -> (Misfit, String) {
     if !grant.models.is_empty() {
-        let Some(model) = request.model else { return (true, "only with a model that the body names".into()) };
+        let Some(model) = request.model else { return (Misfit::Model, "only with a model that the body names".into()) };
         let further = request.llm.iter().flat_map(|llm| &llm.models).map(String::as_str);
         if let Some(model) = std::iter::once(model).chain(further).find(|m| !grant.models.iter().any(|g| g == m)) {
-            return (true, format!("not model `{model}`"));
+            return (Misfit::Model, format!("not model `{model}`"));
         }
     }
-    let Some(llm) = request.llm else { return (false, "only for calls of a language model".into()) };
+    let Some(llm) = request.llm else { return (Misfit::Llm, "only for calls of a language model".into()) };
     let rules = &grant.llm;
     let tool = rules.tools.as_ref().and_then(|granted| llm.tools.iter().find(|tool| !granted.contains(tool)));
     let miss = if let Some(tool) = tool {
@@ -550,31 +546,56 @@ fn content_misfit(grant: &Grant, request: &HttpRequest<'_>) -> (bool, String) {
     } else {
         "only with a pinned system prompt".into()
     };
-    (false, miss)
+    (Misfit::Llm, miss)
 }
 
-/// How a grant that covers the host misses a request, models aside, and how near it came.
-fn misfit(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<(u8, String)> {
-    if !grant.host.covers(request.host) {
-        return Some((0, "not this host".into()));
+/// How a grant misses a request; what is further down came nearer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Misfit {
+    Host,
+    Protocol,
+    Closed,
+    Port,
+    Method,
+    Path,
+    /// A model that the body names, or that it names none.
+    Model,
+    /// Something else that the body asks for.
+    Llm,
+}
+
+impl Misfit {
+    /// What the body says aside.
+    fn of(grant: &Grant, request: &HttpRequest<'_>, path: &str) -> Option<Self> {
+        let covers = |glob: &String| path::normalise(glob).is_ok_and(|glob| glob_covers(&glob, path));
+        if !grant.host.covers(request.host) {
+            Some(Self::Host)
+        } else if !grant.protocol.is_http() {
+            Some(Self::Protocol)
+        } else if grant.tls == TlsMode::Passthrough && grant.scheme == Scheme::Https {
+            Some(Self::Closed)
+        } else if grant.port != request.port || grant.scheme != request.scheme {
+            Some(Self::Port)
+        } else if !grant.methods.is_empty() && !grant.methods.iter().any(|m| m == request.method) {
+            Some(Self::Method)
+        } else if !grant.paths.is_empty() && !grant.paths.iter().any(covers) {
+            Some(Self::Path)
+        } else {
+            None
+        }
     }
-    if !grant.protocol.is_http() {
-        return Some((1, format!("only by the protocol `{}`", grant.protocol.word())));
+
+    fn words(self, grant: &Grant, request: &HttpRequest<'_>, path: &str) -> String {
+        match self {
+            Self::Host => "not this host".into(),
+            Self::Protocol => format!("only by the protocol `{}`", grant.protocol.word()),
+            Self::Closed => "only as closed TLS".into(),
+            Self::Port => format!("not {} on port {}", request.scheme.word(), request.port),
+            Self::Method => format!("not method {}", request.method),
+            Self::Path => format!("not path {path}"),
+            Self::Model | Self::Llm => content_misfit(grant, request).1,
+        }
     }
-    if grant.tls == TlsMode::Passthrough && grant.scheme == Scheme::Https {
-        return Some((1, "only as closed TLS".into()));
-    }
-    if grant.port != request.port || grant.scheme != request.scheme {
-        return Some((2, format!("not {} on port {}", request.scheme.word(), request.port)));
-    }
-    if !grant.methods.is_empty() && !grant.methods.iter().any(|m| m == request.method) {
-        return Some((3, format!("not method {}", request.method)));
-    }
-    let covers = |glob: &String| path::normalise(glob).is_ok_and(|glob| glob_covers(&glob, path));
-    if !grant.paths.is_empty() && !grant.paths.iter().any(covers) {
-        return Some((4, format!("not path {path}")));
-    }
-    None
 }
 
 pub(crate) fn pair(key: &str, value: &str) -> (String, RestrictedExpression) {

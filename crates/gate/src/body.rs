@@ -74,7 +74,7 @@ impl Body for UpBody {
                         Some(Err(error)) => {
                             hash.stop();
                             call.failed(format!("request_body: {error}"));
-                            return Poll::Ready(Some(Err(error.into())));
+                            return Poll::Ready(Some(Err(error)));
                         }
                         None => {
                             call.digest_up(hash.finish());

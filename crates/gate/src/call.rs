@@ -36,7 +36,7 @@ use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
 use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, room, rpc, trace};
+use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, room, rpc, trace, upload};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -559,14 +559,19 @@ async fn inject(
     credential: Option<&Credential>,
     (call, account): (&Arc<Call>, Option<&Arc<Account>>),
 ) -> Result<(Outgoing, Option<EchoGuard>), String> {
-    let Prepared { mut head, content, search, payload, hash } = prepared;
+    let Prepared { mut head, mut content, search, payload, hash } = prepared;
     trace::go_on(&mut head.headers, call.id());
     let echo = match credential {
         None => None,
         Some(credential) => {
             let authority = relay::authority(line.scheme, &line.host, line.port);
             let target = Target { method, authority: &authority, payload: payload.as_deref() };
-            Some(credential.put_in(&mut head, &target, &line.gate.dialler, &line.gate.recorder).await?)
+            let put = credential.put_in(&mut head, &target, &line.gate.dialler, &line.gate.recorder);
+            let (echo, chunks) = put.await?;
+            if let Some(chunks) = chunks {
+                content = content.signed(chunks).map_err(upload::unsigned)?;
+            }
+            Some(echo)
         }
     };
     let body = content.into_body(call, hash, search, account, !line.gate.barriers.request_trailers);

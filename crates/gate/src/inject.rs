@@ -23,6 +23,7 @@ use crate::echo::{EchoGuard, Hold, Masks};
 use crate::fields::{self, decoded};
 use crate::needle::percent;
 use crate::record::Recorder;
+use crate::sigv4::chunks::Chunks;
 use crate::sigv4::{self, Keys};
 use crate::tls::ClientCertificate;
 use crate::token::Tokens;
@@ -202,7 +203,8 @@ impl Credential {
         Ok(())
     }
 
-    /// Puts the secret into a call, or what is made of it, and gives what guards its answer.
+    /// Puts the secret into a call, or what is made of it, and gives what guards its answer, and what signs its body where
+    /// that is signed in chunks.
     ///
     /// # Errors
     /// Why it cannot, with a stable code before the first colon; the call must then not be made.
@@ -212,7 +214,8 @@ impl Credential {
         target: &Target<'_>,
         dialler: &Dialler,
         recorder: &Arc<Recorder>,
-    ) -> Result<EchoGuard, String> {
+    ) -> Result<(EchoGuard, Option<Box<Chunks>>), String> {
+        let mut chunks = None;
         let failed = |why: &'static str| format!("inject: {why}");
         let secret = &self.lease.secret;
         match (&self.kind, &self.lease.place) {
@@ -225,14 +228,14 @@ impl Credential {
                     query: head.query.as_deref(),
                     payload,
                 };
-                sigv4::sign(place, keys, &request, &mut head.headers, Timestamp::now()).map_err(failed)?;
+                chunks = sigv4::sign(place, keys, &request, &mut head.headers, Timestamp::now()).map_err(failed)?;
             }
             (Kind::Token(tokens), place) => {
                 let held = tokens.token(dialler, recorder).await?;
                 let git = matches!(place, Place::GithubApp(_)) && (head.basic || is_git(&head.path));
                 let value = if git { basic("x-access-token:{}", &held.token) } else { bearer(&held.token) };
                 head.headers.insert(AUTHORIZATION, value.map_err(failed)?);
-                return Ok(EchoGuard::new(Arc::clone(&held.masks), Hold::All));
+                return Ok((EchoGuard::new(Arc::clone(&held.masks), Hold::All), None));
             }
             (_, Place::Basic { template }) => {
                 head.headers.insert(AUTHORIZATION, basic(template, secret).map_err(failed)?);
@@ -256,7 +259,7 @@ impl Credential {
             (_, Place::Form { .. } | Place::Json { .. }) => {}
             (Kind::Plain | Kind::Signed(_), _) => return Err(failed("its place needs something else")),
         }
-        Ok(EchoGuard::new(Arc::clone(&self.masks), Hold::All))
+        Ok((EchoGuard::new(Arc::clone(&self.masks), Hold::All), chunks))
     }
 }
 

@@ -27,6 +27,7 @@ use crate::hash::{BodyHash, MAX_HASHED_BYTES};
 use crate::inspect::MAX_BODY_BYTES;
 use crate::misdirect::Search;
 use crate::record::Call;
+use crate::sigv4::chunks::{ChunkError, Chunks};
 use crate::upload::Upload;
 
 /// What is reserved for an answer, and the most it may be, where a budget counts and the call sets no bound.
@@ -58,6 +59,29 @@ impl Content {
             Self::Stream(body) => body.is_end_stream(),
             Self::Whole(bytes) => bytes.is_empty(),
         }
+    }
+
+    /// The same with its chunks signed anew.
+    ///
+    /// # Errors
+    /// [`ChunkError`] if what was read of it is no such body.
+    pub fn signed(self, mut chunks: Box<Chunks>) -> Result<Self, ChunkError> {
+        Ok(match self {
+            Self::Begun(head, mut rest) => {
+                let head = chunks.push(&head)?;
+                rest.sign(chunks);
+                Self::Begun(head, rest)
+            }
+            Self::Stream(mut body) => {
+                body.sign(chunks);
+                Self::Stream(body)
+            }
+            Self::Whole(bytes) => {
+                let bytes = chunks.push(&bytes)?;
+                chunks.finish()?;
+                Self::Whole(bytes)
+            }
+        })
     }
 
     /// The body to be sent.

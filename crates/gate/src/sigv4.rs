@@ -3,6 +3,8 @@
 //! # Source
 //! AWS General Reference, "Signing AWS API requests"; Amazon S3 API Reference, "Authenticating Requests".
 
+pub mod chunks;
+
 use aws_lc_rs::{digest, hmac};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use jiff::Timestamp;
@@ -11,6 +13,7 @@ use ringfence_model::manifest::Sigv4;
 use ringfence_policy::Denial;
 use serde::Deserialize;
 
+use self::chunks::Chunks;
 use crate::fields::decoded;
 use crate::needle::percent;
 
@@ -23,6 +26,9 @@ const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// Payloads that S3 takes without their hash, where TLS keeps them whole.
 const UNHASHED: [&str; 2] = [UNSIGNED, "STREAMING-UNSIGNED-PAYLOAD-TRAILER"];
+
+/// Payloads of which each chunk is signed.
+const CHUNKED: [&str; 2] = [chunks::SIGNED, chunks::WITH_TRAILER];
 
 /// Characters that stand for themselves in a canonical request.
 const UNRESERVED: &[u8] = b"-._~";
@@ -79,14 +85,14 @@ pub fn is_s3(service: &str) -> bool {
 /// What stands for the body in the signature; `body` if it is known.
 ///
 /// # Errors
-/// The denial `body_signed_by_agent` for a body whose chunks carry signatures, which only the agent's own key could match.
+/// The denial `body_signed_by_agent` for a body whose chunks are signed in a way in which they cannot be signed anew.
 pub fn payload(service: &str, headers: &HeaderMap, body: Option<&[u8]>) -> Result<String, Denial> {
     let said = headers.get(HASH).and_then(|value| value.to_str().ok()).filter(|_| is_s3(service));
     match (said, body) {
-        (Some(said), _) if UNHASHED.contains(&said) => Ok(said.to_owned()),
+        (Some(said), _) if UNHASHED.contains(&said) || CHUNKED.contains(&said) => Ok(said.to_owned()),
         (Some(said), _) if said.starts_with("STREAMING-") => Err(Denial::new(
             "body_signed_by_agent",
-            "the body is signed chunk by chunk with the agent's placeholder; turn payload signing off in its client",
+            format!("the body's chunks are signed as `{said}` says, and only the agent's own key would fit"),
         )),
         (_, Some(body)) => Ok(hash(body)),
         // A hash that does not fit the body is refused by S3.
@@ -152,7 +158,8 @@ pub struct Request<'a> {
     pub payload: &'a str,
 }
 
-/// Signs a request: puts date, hash, session token and signature into its headers.
+/// Signs a request: puts date, hash, session token and signature into its headers. Gives what signs the chunks of its
+/// body, where they are signed one by one.
 ///
 /// # Errors
 /// If keys do not fit into headers.
@@ -162,7 +169,7 @@ pub fn sign(
     request: &Request<'_>,
     headers: &mut HeaderMap,
     now: Timestamp,
-) -> Result<(), &'static str> {
+) -> Result<Option<Box<Chunks>>, &'static str> {
     let bad = "its keys have a character that no header may hold";
     let date = stamp(now);
     headers.insert(DATE, HeaderValue::from_str(&date).map_err(|_| bad)?);
@@ -172,27 +179,39 @@ pub fn sign(
         value.set_sensitive(true);
         headers.insert(TOKEN, value);
     }
-    let signed = authorization(place, keys, request, headers, &date);
+    let (signed, key) = authorization(place, keys, request, headers, &date);
     headers.insert(AUTHORIZATION, HeaderValue::from_str(&signed).map_err(|_| bad)?);
-    Ok(())
+    if !CHUNKED.contains(&request.payload) {
+        return Ok(None);
+    }
+    let seed = signed.rsplit('=').next().unwrap_or_default().to_owned();
+    let scope = format!("{date}\n{}", scope(place, &date));
+    Ok(Some(Box::new(Chunks::new(key.as_ref(), scope, seed, request.payload == chunks::WITH_TRAILER))))
+}
+
+fn scope(place: &Sigv4, date: &str) -> String {
+    format!("{}/{}/{}/aws4_request", date.get(..8).unwrap_or_default(), place.region, place.service)
 }
 
 fn stamp(now: Timestamp) -> String {
     now.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
-fn authorization(place: &Sigv4, keys: &Keys, request: &Request<'_>, headers: &HeaderMap, date: &str) -> String {
+/// The header, and what it was signed with.
+fn authorization(
+    place: &Sigv4,
+    keys: &Keys,
+    request: &Request<'_>,
+    headers: &HeaderMap,
+    date: &str,
+) -> (String, hmac::Tag) {
     let (canonical, names) = canonical(place, request, headers);
-    let day = date.get(..8).unwrap_or_default();
-    let scope = format!("{day}/{}/{}/aws4_request", place.region, place.service);
+    let scope = scope(place, date);
     let to_sign = format!("{ALGORITHM}\n{date}\n{scope}\n{}", hash(canonical.as_bytes()));
-    let first = SecretText::new(format!("AWS4{}", keys.secret.reveal()));
-    let mut key = mac(first.reveal().as_bytes(), day);
-    for part in [place.region.as_str(), place.service.as_str(), "aws4_request"] {
-        key = mac(key.as_ref(), part);
-    }
+    let key = signing_key(place, &keys.secret, date.get(..8).unwrap_or_default());
     let signature = hex(mac(key.as_ref(), &to_sign).as_ref());
-    format!("{ALGORITHM} Credential={}/{scope}, SignedHeaders={names}, Signature={signature}", keys.access_key_id)
+    let id = &keys.access_key_id;
+    (format!("{ALGORITHM} Credential={id}/{scope}, SignedHeaders={names}, Signature={signature}"), key)
 }
 
 /// The canonical request, and the names of the headers that are part of it.
@@ -231,6 +250,13 @@ fn is_signed(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-amz-") || [CONTENT_TYPE, RANGE].contains(name) || name.as_str() == "content-md5"
 }
 
+/// What all of a day is signed with.
+fn signing_key(place: &Sigv4, secret: &SecretText, day: &str) -> hmac::Tag {
+    let first = SecretText::new(format!("AWS4{}", secret.reveal()));
+    let parts = [place.region.as_str(), place.service.as_str(), "aws4_request"];
+    parts.iter().fold(mac(first.reveal().as_bytes(), day), |key, part| mac(key.as_ref(), part))
+}
+
 fn mac(key: &[u8], text: &str) -> hmac::Tag {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
 }
@@ -249,7 +275,7 @@ mod tests {
 
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
-    fn place(service: &str) -> Sigv4 {
+    pub(super) fn place(service: &str) -> Sigv4 {
         Sigv4 { region: "us-east-1".into(), service: service.into(), access_key_id: Some("AKIDEXAMPLE".into()) }
     }
 
@@ -259,7 +285,7 @@ mod tests {
         for (name, value) in headers {
             map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        authorization(place, &keys, request, &map, date)
+        authorization(place, &keys, request, &map, date).0
     }
 
     /// Vectors: AWS Signature Version 4 test suite, `aws4_testsuite`.
@@ -392,7 +418,10 @@ mod tests {
         assert_eq!(of("s3", &with(UNHASHED[1]), None).as_deref(), Ok(UNHASHED[1]));
         assert_eq!(of("s3", &none, None).as_deref(), Ok(UNSIGNED));
         assert_eq!(of("s3", &none, Some(b"x")), Ok(hash(b"x")));
-        assert_eq!(of("s3", &with("STREAMING-AWS4-HMAC-SHA256-PAYLOAD"), None), Err("body_signed_by_agent"));
+        for chunked in CHUNKED {
+            assert_eq!(of("s3", &with(chunked), None).as_deref(), Ok(chunked));
+        }
+        assert_eq!(of("s3", &with("STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"), None), Err("body_signed_by_agent"));
     }
 
     #[test]

@@ -17,17 +17,21 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
 
+use crate::body::BodyError;
+use crate::sigv4::chunks::{ChunkError, Chunks};
+
 /// How much is thrown away, and for how long.
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The body of a request. If it is given up before its end, what still comes is thrown away, within bounds.
-#[derive(Debug)]
 pub struct Upload {
     /// Nothing once it has ended.
     body: Option<Incoming>,
     /// Whether its sender waits for leave to send it.
     waits: bool,
+    /// What signs its chunks anew.
+    chunks: Option<Box<Chunks>>,
 }
 
 impl Upload {
@@ -35,23 +39,56 @@ impl Upload {
     #[must_use]
     pub fn new(headers: &HeaderMap, body: Incoming) -> Self {
         let body = Some(body).filter(|body| !body.is_end_stream());
-        Self { body, waits: headers.contains_key(EXPECT) }
+        Self { body, waits: headers.contains_key(EXPECT), chunks: None }
+    }
+
+    /// Has the rest of its chunks signed anew.
+    pub fn sign(&mut self, chunks: Box<Chunks>) {
+        self.chunks = Some(chunks);
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        // Whoever is read from sends.
-        self.waits = false;
-        if !matches!(frame, Some(Ok(_))) {
-            self.body = None;
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let me = &mut *self;
+        loop {
+            let Some(body) = &mut me.body else { return Poll::Ready(None) };
+            let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+            // Whoever is read from sends.
+            me.waits = false;
+            let ended = body.is_end_stream();
+            if !matches!(frame, Some(Ok(_))) {
+                me.body = None;
+            }
+            let Some(chunks) = &mut me.chunks else { return Poll::Ready(frame.map(|frame| frame.map_err(Into::into))) };
+            let signed = match frame {
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        chunks.push(&data).and_then(|out| if ended { chunks.finish().map(|()| out) } else { Ok(out) })
+                    }
+                    Err(trailers) => {
+                        let done = chunks.finish().map(|()| trailers);
+                        return Poll::Ready(Some(done.map_err(|error| unsigned(error).into())));
+                    }
+                },
+                None => match chunks.finish() {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(error) => Err(error),
+                },
+            };
+            match signed {
+                Ok(out) if out.is_empty() && !ended => {}
+                Ok(out) => return Poll::Ready(Some(Ok(Frame::data(out)))),
+                Err(error) => {
+                    me.chunks = None;
+                    return Poll::Ready(Some(Err(unsigned(error).into())));
+                }
+            }
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -70,6 +107,12 @@ impl Drop for Upload {
             runtime.spawn(tokio::time::timeout(PATIENCE, discard(rest)));
         }
     }
+}
+
+/// Why a body ends whose chunks cannot be signed anew.
+#[must_use]
+pub fn unsigned(error: ChunkError) -> String {
+    format!("body_unsigned: its chunks cannot be signed anew: {error}")
 }
 
 async fn discard(mut body: Incoming) {

@@ -180,9 +180,96 @@ async fn a_request_is_signed_for_aws_and_nothing_of_the_agents_signature_is_left
             assert_eq!(status(&fence, request).await, StatusCode::OK);
             assert_eq!(upstream.heads().last().unwrap().2["x-amz-content-sha256"], hash);
         }
-        let request = signed(typed("/bucket/key", "text/plain", "x"), "STREAMING-AWS4-HMAC-SHA256-PAYLOAD");
+        let request = signed(typed("/bucket/key", "text/plain", "x"), "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD");
         assert_eq!(status(&fence, request).await, StatusCode::FORBIDDEN);
         assert_eq!(fence.log.intent(2).await.reason, "body_signed_by_agent");
+    }
+}
+
+/// A body in signed chunks, as S3 would check it: the data, and whether every signature follows from the one before.
+fn chunks_checked(body: &[u8], authorization: &str, date: &str, secret: &str) -> (Vec<u8>, bool) {
+    use aws_lc_rs::{digest, hmac};
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sign = |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes());
+    let scope = [&date[..8], "eu-central-1", "s3", "aws4_request"];
+    let mut key = format!("AWS4{secret}").into_bytes();
+    for part in scope {
+        key = sign(&key, part).as_ref().to_vec();
+    }
+    let mut last = authorization.rsplit_once("Signature=").unwrap().1.to_owned();
+    let (mut rest, mut data, mut fits) = (body, Vec::new(), true);
+    loop {
+        let end = rest.windows(2).position(|pair| pair == b"\r\n").unwrap();
+        let line = std::str::from_utf8(&rest[..end]).unwrap();
+        let (size, signature) = line.split_once(";chunk-signature=").unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let chunk = &rest[end + 2..end + 2 + size];
+        let hash = |bytes| hex(digest::digest(&digest::SHA256, bytes).as_ref());
+        let text = format!(
+            "AWS4-HMAC-SHA256-PAYLOAD\n{date}\n{}\n{last}\n{}\n{}",
+            scope.join("/"),
+            hash(b"".as_slice()),
+            hash(chunk)
+        );
+        last = hex(sign(&key, &text).as_ref());
+        fits &= signature == last;
+        data.extend_from_slice(chunk);
+        assert_eq!(&rest[end + 2 + size..end + 4 + size], b"\r\n");
+        rest = &rest[end + 4 + size..];
+        if size == 0 {
+            assert!(rest.is_empty());
+            return (data, fits);
+        }
+    }
+}
+
+#[tokio::test]
+async fn chunks_that_the_agent_signed_with_its_placeholder_are_signed_anew() {
+    const SECRET_KEY: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+    let chunked = |sizes: &[usize]| {
+        let mut body = Vec::new();
+        for size in sizes.iter().chain(&[0]) {
+            body.extend(format!("{size:x};chunk-signature={}\r\n", "5".repeat(64)).bytes());
+            body.extend((0..*size).map(|n| b'a' + u8::try_from(n % 26).unwrap()));
+            body.extend(b"\r\n");
+        }
+        body
+    };
+    for alpn in [ONE, BOTH] {
+        let (ca, upstream) = world(alpn).await;
+        let place =
+            Sigv4 { region: "eu-central-1".into(), service: "s3".into(), access_key_id: Some("AKIAREAL".into()) };
+        let fence = Fence::of(&at(&upstream, &ca, Place::Sigv4(place), SECRET_KEY));
+        let put = |body: Vec<u8>| {
+            let mut request = typed("/bucket/key", "text/plain", body);
+            request.headers_mut().insert("x-amz-content-sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD".parse().unwrap());
+            request.headers_mut().insert("content-encoding", "aws-chunked".parse().unwrap());
+            request
+        };
+        // One that is read whole before it is sent, and one that streams.
+        for sizes in [&[700, 20][..], &[70_000, 65_536, 1]] {
+            let sent = chunked(sizes);
+            assert_eq!(status(&fence, put(sent.clone())).await, StatusCode::OK);
+            let arrived = upstream.bodies.lock().unwrap().last().unwrap().clone();
+            assert_eq!(arrived.len(), sent.len());
+            let head = upstream.heads().last().unwrap().2.clone();
+            let (authorization, date) = (head["authorization"].to_str().unwrap(), head["x-amz-date"].to_str().unwrap());
+            let (data, fits) = chunks_checked(&arrived, authorization, date, SECRET_KEY);
+            assert!(fits, "S3 would refuse it");
+            assert_eq!(data.len(), sizes.iter().sum::<usize>());
+            assert!(
+                !chunks_checked(&sent, authorization, date, SECRET_KEY).1,
+                "the agent's own signatures are nobody's"
+            );
+        }
+        let reached = upstream.bodies.lock().unwrap().len();
+        for bad in [b"no chunks at all".to_vec(), chunked(&[70_000])[..70_000].to_vec()] {
+            assert_eq!(status(&fence, put(bad)).await, StatusCode::BAD_GATEWAY);
+        }
+        let after = upstream.bodies.lock().unwrap().split_off(reached);
+        assert!(after.iter().all(Bytes::is_empty), "nothing goes on unsigned");
+        let outcome = fence.log.outcome(3).await;
+        assert!(outcome.error.unwrap().contains("body_unsigned"), "it says why");
     }
 }
 

@@ -5,8 +5,10 @@
 //! worth, so work has a bound, and a value that passes it fits nothing.
 //!
 //! # Source
-//! JSON Schema 2020-12, Core and Validation. `$ref` stays within the schema; `format`, `contains` and `unevaluated…` are not
-//! known.
+//! JSON Schema 2020-12, Core and Validation. `$ref` stays within the schema; `unevaluated…` are not known. `format` is
+//! enforced, where the standard leaves it open.
+
+mod format;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -86,7 +88,10 @@ enum Rule {
     /// A bound of a count, by its keyword.
     Count(&'static str, usize),
     Pattern(Regex),
+    Format(fn(&str) -> bool),
     Unique,
+    /// `contains`, and between how many times.
+    Contains(Box<Node>, usize, Option<usize>),
     /// `prefixItems` and `items`.
     Items(Vec<Node>, Option<Box<Node>>),
     Object {
@@ -97,6 +102,7 @@ enum Rule {
     PropertyNames(Box<Node>),
     Required(Vec<String>),
     DependentRequired(BTreeMap<String, Vec<String>>),
+    DependentSchemas(BTreeMap<String, Node>),
     All(Vec<Node>),
     Any(Vec<Node>),
     One(Vec<Node>),
@@ -107,7 +113,7 @@ enum Rule {
 }
 
 /// Keywords that say nothing about what a value may be, or not by themselves.
-const ANNOTATIONS: [&str; 15] = [
+const ANNOTATIONS: [&str; 17] = [
     "$anchor",
     "$comment",
     "$defs",
@@ -119,6 +125,8 @@ const ANNOTATIONS: [&str; 15] = [
     "description",
     "else",
     "examples",
+    "maxContains",
+    "minContains",
     "readOnly",
     "then",
     "title",
@@ -191,6 +199,22 @@ impl Reader<'_> {
                     rules.push(Rule::Count(key, count));
                 }
                 "pattern" => rules.push(Rule::Pattern(pattern(value).ok_or_else(wrong)?)),
+                "format" => {
+                    let name = value.as_str().ok_or_else(wrong)?;
+                    let is = format::named(name).ok_or_else(|| SchemaError::Keyword(format!("format: {name}")))?;
+                    rules.push(Rule::Format(is));
+                }
+                "contains" => {
+                    let count = |key| {
+                        let count = |value: &Value<'_>| value.as_u64().and_then(|count| usize::try_from(count).ok());
+                        object
+                            .get(key)
+                            .map(|value| count(value).ok_or_else(|| SchemaError::Value(key.into())))
+                            .transpose()
+                    };
+                    let (least, most) = (count("minContains")?.unwrap_or(1), count("maxContains")?);
+                    rules.push(Rule::Contains(Box::new(self.node(value)?), least, most));
+                }
                 "uniqueItems" => match value {
                     Value::Bool(true) => rules.push(Rule::Unique),
                     Value::Bool(false) => {}
@@ -217,6 +241,11 @@ impl Reader<'_> {
                     let Value::Object(all) = value else { return Err(wrong()) };
                     let all = all.iter().map(|(name, value)| Some((name.to_owned(), names(value)?)));
                     rules.push(Rule::DependentRequired(all.collect::<Option<_>>().ok_or_else(wrong)?));
+                }
+                "dependentSchemas" => {
+                    let Value::Object(all) = value else { return Err(wrong()) };
+                    let all = all.iter().map(|(name, value)| Ok((name.to_owned(), self.node(value)?)));
+                    rules.push(Rule::DependentSchemas(all.collect::<Result<_, SchemaError>>()?));
                 }
                 "allOf" => rules.push(Rule::All(self.nodes(value).map_err(|e| e.unwrap_or_else(wrong))?)),
                 "anyOf" => rules.push(Rule::Any(self.nodes(value).map_err(|e| e.unwrap_or_else(wrong))?)),
@@ -401,6 +430,16 @@ impl Check<'_> {
                 broken(!holds, keyword)
             }
             (Rule::Pattern(pattern), Value::Text(text)) => broken(!pattern.is_match(text), "pattern"),
+            (Rule::Format(is), Value::Text(text)) => broken(!is(text), "format"),
+            (Rule::Contains(node, least, most), Value::List(all)) => {
+                let fitting = all.iter().filter(|value| self.node(node, value, path, depth).is_ok());
+                let enough = most.map_or(*least, |most| most.saturating_add(1).max(*least));
+                let count = fitting.take(enough).count();
+                match count < *least {
+                    true => Ok(Some("contains")),
+                    false => broken(most.is_some_and(|most| count > most), "maxContains"),
+                }
+            }
             (Rule::Unique, Value::List(all)) => {
                 // By their one canonical form, so that a long list takes no more than its length.
                 let mut seen = std::collections::BTreeSet::new();
@@ -442,6 +481,10 @@ impl Check<'_> {
             (Rule::DependentRequired(on), Value::Object(all)) => {
                 let lacks = |names: &Vec<String>| names.iter().any(|name| all.get(name).is_none());
                 broken(on.iter().any(|(name, names)| all.get(name).is_some() && lacks(names)), "dependentRequired")
+            }
+            (Rule::DependentSchemas(on), Value::Object(all)) => {
+                let mut asked = on.iter().filter(|(name, _)| all.get(name).is_some());
+                asked.try_for_each(|(_, node)| self.node(node, value, path, depth)).map(|()| None)
             }
             (Rule::All(nodes), _) => {
                 nodes.iter().try_for_each(|node| self.node(node, value, path, depth)).map(|()| None)
@@ -496,6 +539,17 @@ mod tests {
             (r#"{"minLength":2}"#, r#""äö""#, r#""ä""#, "minLength"),
             (r#"{"maxLength":2}"#, r#""äö""#, r#""abc""#, "maxLength"),
             (r#"{"pattern":"^/data/[a-z]+$"}"#, r#""/data/x""#, r#""/data/../etc""#, "pattern"),
+            (r#"{"format":"ipv4"}"#, r#""10.0.0.1""#, r#""10.1""#, "format"),
+            (r#"{"contains":{"const":1}}"#, "[2,1]", "[2]", "contains"),
+            (r#"{"contains":{"const":1},"minContains":2}"#, "[1,2,1]", "[2,1]", "contains"),
+            (r#"{"contains":{"const":1},"maxContains":1}"#, "[1,2]", "[1,2,1]", "maxContains"),
+            (r#"{"contains":{"const":1},"minContains":0,"maxContains":0}"#, "[]", "[1]", "maxContains"),
+            (
+                r#"{"dependentSchemas":{"a":{"maxProperties":1}}}"#,
+                r#"{"b":1,"c":1}"#,
+                r#"{"a":1,"b":1}"#,
+                "maxProperties",
+            ),
             (r#"{"minItems":1}"#, "[1]", "[]", "minItems"),
             (r#"{"maxItems":1}"#, "[1]", "[1,2]", "maxItems"),
             (r#"{"uniqueItems":true}"#, "[1,2]", r#"[{"a":1,"b":2},{"b":2,"a":1}]"#, "uniqueItems"),
@@ -573,8 +627,9 @@ mod tests {
     #[test]
     fn what_could_not_be_enforced_is_refused() {
         for (schema, said) in [
-            (r#"{"format":"uri"}"#, "`format` is not known"),
-            (r#"{"properties":{"a":{"contains":{}}}}"#, "`contains` is not known"),
+            (r#"{"format":"binary"}"#, "`format: binary` is not known"),
+            (r#"{"properties":{"a":{"unevaluatedItems":false}}}"#, "`unevaluatedItems` is not known"),
+            (r#"{"contains":{},"maxContains":-1}"#, "`maxContains`"),
             (r#"{"type":"text"}"#, "`type`"),
             (r#"{"pattern":"("}"#, "`pattern`"),
             (r#"{"minLength":-1}"#, "`minLength`"),

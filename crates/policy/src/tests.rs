@@ -570,10 +570,10 @@ fn a_schema_of_arguments_that_cannot_be_enforced_is_refused() {
         Policy::compile(&manifest.name, &manifest.grants, &[])
     };
     assert!(compile(&text.replace("FORMAT\n", "")).is_ok());
-    let error = compile(&text.replace("FORMAT", "format = \"uri\"")).err().unwrap();
+    let error = compile(&text.replace("FORMAT", "format = \"binary\"")).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "grant 1 mcp schemas `search` cannot be enforced: `format` is not known, so it could not be enforced"
+        "grant 1 mcp schemas `search` cannot be enforced: `format: binary` is not known, so it could not be enforced"
     );
     let json = text.split("[grant.mcp.schemas").next().unwrap().to_owned()
         + "[grant.mcp.schemas]\nsearch = '{\"type\": \"object\"}'\n";

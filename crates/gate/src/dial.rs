@@ -242,9 +242,9 @@ impl Dialler {
         Ok((Placed::new(wire, place), address))
     }
 
-    /// Whether no further connection can be made before another ends.
-    pub(crate) fn is_full(&self) -> bool {
-        self.room.is_full()
+    /// Says how connections are ended that nobody uses, when there is room for no other.
+    pub(crate) fn room_made_by(&self, make: impl Fn() + Send + 'static) {
+        self.room.made_by(make);
     }
 
     async fn wire(&self, route: &Route) -> Result<(Wire, Arc<str>), String> {

@@ -419,6 +419,9 @@ impl Gate {
         }
         .map_err(tls)?;
         let Shared { recorder, names, authority, dialler, connections, sessions, servers, current, barriers } = shared;
+        let pool = Arc::new(relay::Pool::default());
+        let idle = Arc::downgrade(&pool);
+        dialler.room_made_by(move || idle.upgrade().iter().for_each(|pool| pool.drop_idle()));
         Ok(Arc::new(Self {
             policy,
             decisions: decide::Decisions::default(),
@@ -429,7 +432,7 @@ impl Gate {
             authority,
             trust,
             dialler,
-            pool: Arc::new(relay::Pool::default()),
+            pool,
             connections,
             rates: tcp::Rates::new(&config.grants),
             sessions,

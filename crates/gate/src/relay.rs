@@ -157,7 +157,7 @@ impl Pool {
     }
 
     /// Ends the connections that nobody uses, so that others can be made.
-    fn drop_idle(&self) {
+    pub(crate) fn drop_idle(&self) {
         for slot in self.slots.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
             slot.idle.clear();
         }
@@ -366,9 +366,6 @@ async fn open(
     route: &Route,
     websocket: bool,
 ) -> Result<Sender, String> {
-    if gate.dialler.is_full() {
-        gate.pool.drop_idle();
-    }
     let (stream, address) = gate.dialler.connect(route).await?;
     if grant.scheme == Scheme::Http {
         return http1_over(stream, address).await.map(Sender::H1);

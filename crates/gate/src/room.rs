@@ -33,6 +33,8 @@ pub(crate) const FULL: &str = "too_many_connections";
 pub(crate) struct Room {
     all: Arc<Semaphore>,
     each: Mutex<HashMap<SocketAddr, Weak<Semaphore>>>,
+    /// Ends the connections that nobody uses.
+    make: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 /// One connection's place.
@@ -43,14 +45,14 @@ pub(crate) struct Place {
 
 impl Default for Room {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(MAX_UPSTREAM_CONNECTIONS)), each: Mutex::default() }
+        Self { all: Arc::new(Semaphore::new(MAX_UPSTREAM_CONNECTIONS)), each: Mutex::default(), make: Mutex::default() }
     }
 }
 
 impl Room {
-    /// Whether there is room for none.
-    pub(crate) fn is_full(&self) -> bool {
-        self.all.available_permits() == 0
+    /// Says how connections are ended that nobody uses, when a place is wanted and none is left.
+    pub(crate) fn made_by(&self, make: impl Fn() + Send + 'static) {
+        *self.make.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(make));
     }
 
     /// A place for a connection to `address`, once there is one.
@@ -59,6 +61,9 @@ impl Room {
     /// [`FULL`], if there is none for a while.
     pub(crate) async fn place(&self, address: SocketAddr) -> Result<Place, String> {
         let one = self.of(address);
+        if self.all.available_permits() == 0 || one.available_permits() == 0 {
+            self.make.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|make| make());
+        }
         let places = async {
             let one = one.acquire_owned().await.ok()?;
             Some(Place { _one: one, _all: Arc::clone(&self.all).acquire_owned().await.ok()? })
@@ -119,7 +124,7 @@ mod tests {
         }
         assert!(room.place(one).await.is_err_and(|why| why.starts_with(FULL)));
         for port in 1.. {
-            if room.is_full() {
+            if room.all.available_permits() == 0 {
                 break;
             }
             held.push(room.place((std::net::Ipv4Addr::LOCALHOST, port).into()).await.unwrap());
@@ -130,5 +135,20 @@ mod tests {
         held.pop();
         assert!(room.place(other).await.is_ok());
         assert!(room.each.lock().unwrap().len() <= MAX_CONNECTIONS_TO_ONE + MAX_COUNTED, "only those in use are kept");
+    }
+
+    #[tokio::test]
+    async fn who_is_idle_makes_room() {
+        let room = Room::default();
+        let one: SocketAddr = "192.0.2.1:443".parse().unwrap();
+        let idle = Arc::new(Mutex::new(Vec::new()));
+        for _ in 0..MAX_CONNECTIONS_TO_ONE {
+            let place = room.place(one).await.unwrap();
+            idle.lock().unwrap().push(place);
+        }
+        assert!(room.place(one).await.is_err());
+        let ended = Arc::clone(&idle);
+        room.made_by(move || ended.lock().unwrap().clear());
+        assert!(room.place(one).await.is_ok());
     }
 }

@@ -14,7 +14,7 @@
 //! - [`inject`]: the placeholder becomes the secret; [`fields`] in bodies, [`sigv4`] in signatures, [`token`] where a
 //!   token is got for it
 //! - [`relay`]: the call is sent, and its answer brought back
-//! - [`record`]: the intent before, the outcome after
+//! - [`record`]: the intent before, the outcome after; `pulse` tells when there was none for a while
 //!
 //! [`call`] tells the whole of it for one HTTP request. Around them:
 //!

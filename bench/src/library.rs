@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use ringfence_audit::{Event, Origin, Record, RecordError, Spool};
 use ringfence_gate::Gate;
 use ringfence_gate::accept::{self, Capture};
+use ringfence_gate::budget::{Files, NUMBERS};
 use ringfence_gate::config::GateConfig;
+use ringfence_sys::shared::Counters;
 use tokio::net::TcpListener;
 
 use crate::{Done, HOST};
@@ -37,7 +39,9 @@ pub fn main(port: u16, orders: &str, certificate: &str, spool: Option<&&str>) ->
         }
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async move {
-        let gate = Gate::open(&config, log)?;
+        let counted = rustix::fs::memfd_create("budget", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let own = Some(Arc::new(Counters::map(&counted.into(), NUMBERS)?));
+        let gate = Gate::open_counting(&config, log, Files { own, shared: None })?;
         std::fs::write(certificate, gate.ca_pem())?;
         let to = (gate.names().assign(&HOST.parse()?).ok_or("the host got no address")?, 443).into();
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;

@@ -264,10 +264,19 @@ fn start_gate(
     let spool =
         std::fs::File::options().create(true).append(true).read(true).open(dir.join(format!("{name}.spool")))?;
     let ledger = rustix::fs::memfd_create("ledger", rustix::fs::MemfdFlags::CLOEXEC)?;
-    config.fds =
-        Fds { ledger: Some(8), tcp: vec![10, 11], dns: vec![12, 13], udp_sink: vec![14, 15], host_netns: Some(6), spool: 4, ready: 5, ..Fds::default() };
+    config.fds = Fds {
+        ledger: Some(8),
+        tcp: vec![10, 11],
+        dns: vec![12, 13],
+        udp_sink: vec![14, 15],
+        host_netns: Some(6),
+        spool: 4,
+        ready: 5,
+        ..Fds::default()
+    };
     let orders = sealed("gate-config", &serde_json::to_vec(&config)?)?;
-    let mut fds: Vec<(OwnedFd, i32)> = vec![(orders, 3), (ledger, 8), (spool.into(), 4), (ready_write, 5), (host.into(), 6)];
+    let mut fds: Vec<(OwnedFd, i32)> =
+        vec![(orders, 3), (ledger, 8), (spool.into(), 4), (ready_write, 5), (host.into(), 6)];
     fds.extend(tcp.into_iter().chain(dns).chain(udp).zip(10..));
     let spawn = Spawn {
         program: program.to_owned(),

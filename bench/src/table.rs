@@ -328,7 +328,8 @@ fn promises(
     say("first event: added to direct, p50 µs", sse, 250.0, true);
     let secret = |row, pick: fn(Cell) -> f64| cell(row, "gate with a secret").or(cell(row, "gate")).map(pick);
     say("language model, 32: CPU s per 1,000", secret("chat", |c| c.cpu_per_1000), 0.06, true);
-    let chat = secret("chatsse", |c| c.p50_us).zip(cell("chatsse", "direct")).map(|(gate, direct)| gate - direct.p50_us);
+    let chat =
+        secret("chatsse", |c| c.p50_us).zip(cell("chatsse", "direct")).map(|(gate, direct)| gate - direct.p50_us);
     say("language model: first event, added to direct, p50 µs", chat, 300.0, true);
     say("audit: share of requests/s", audit, 0.15, true);
     say("decision with 10 grants, µs", grants.map(|g| g[0]), 10.0, true);

@@ -45,7 +45,8 @@ async fn chat<S: AsyncWrite + Unpin>(stream: &mut S, events: bool) -> Done {
         let body = format!(
             r#"{{"id":"c1","object":"chat.completion","model":"gpt-4o-mini","choices":[{{"index":0,"message":{{"role":"assistant","content":"{said}"}},"finish_reason":"stop"}}],{USAGE}}}"#
         );
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).await?;
         return Ok(stream.flush().await?);
     }

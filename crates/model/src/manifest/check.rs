@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{
     A2aFile, Credential, CredentialFile, Danger, Dependencies, Failover, FailoverFile, Grant, GrantFile, Health, Image,
     Ingress, IngressAuth, IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile,
-    Place, RpcProtocol, RpcRules, Scheme, TlsMode, Trust, credential,
+    Place, RpcProtocol, RpcRules, Scheme, TlsMode, Trust, USUAL_CAPTURES, credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -264,6 +264,7 @@ pub(super) fn limits(file: LimitsFile) -> Result<Limits, ManifestError> {
         disk: file.disk.unwrap_or(Bytes::gib(1)),
         tmp: file.tmp.unwrap_or(Bytes::mib(256)),
         files: file.files.unwrap_or(4096),
+        captures: file.captures.unwrap_or(USUAL_CAPTURES),
     };
     if !(limits.cpus.is_finite() && limits.cpus >= 0.01 && limits.cpus <= 4096.0) {
         return Err(value(format!("[limits] cpus `{}`", limits.cpus), "out of range", "use 0.01 to 4096"));
@@ -272,6 +273,7 @@ pub(super) fn limits(file: LimitsFile) -> Result<Limits, ManifestError> {
         ("memory", limits.memory, Bytes::mib(16)),
         ("disk", limits.disk, Bytes::mib(16)),
         ("tmp", limits.tmp, Bytes::mib(1)),
+        ("captures", limits.captures, Bytes::mib(1)),
     ] {
         if size < least {
             return Err(value(format!("[limits] {key} `{size}`"), "too small", format!("use {least} or more")));
@@ -314,6 +316,7 @@ fn grant(
             (file.llm.is_some(), "llm"),
             (file.mcp.is_some(), "mcp"),
             (file.a2a.is_some(), "a2a"),
+            (file.capture.is_some(), "capture"),
         ];
         if let Some((_, key)) = needs_content.iter().find(|(set, _)| *set) {
             return Err(unenforceable(
@@ -386,6 +389,7 @@ fn grant(
         ca_pem,
         allow_private: file.allow_private,
         rpc: rpc(&format!("grant {number}"), file.mcp, file.a2a)?,
+        capture: file.capture.map(|file| super::capture::understand(number, file)).transpose()?,
         llm: file.llm.map(|rules| llm(number, rules)).transpose()?.unwrap_or_default(),
     })
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{self, ManifestError};
 use super::{
-    BudgetFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, PostgresFile, ProtocolFile, Scheme, TlsMode, Trust,
+    BudgetFile, CaptureFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, PostgresFile, ProtocolFile, Scheme, TlsMode,
+    Trust,
 };
 use crate::Bytes;
 
@@ -158,6 +159,8 @@ pub struct LimitsFile {
     pub tmp: Option<Bytes>,
     /// Open files.
     pub files: Option<u32>,
+    /// Captured bodies that are kept.
+    pub captures: Option<Bytes>,
 }
 
 /// `[[grant]]`
@@ -206,6 +209,9 @@ pub struct GrantFile {
     /// `[grant.a2a]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub a2a: Option<A2aFile>,
+    /// Bodies to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureFile>,
     /// Rate of `tcp`, each way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<Bytes>,

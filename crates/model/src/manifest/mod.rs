@@ -1,6 +1,7 @@
 //! `ringfence.toml`: what was written ([`ManifestFile`]) and what it means ([`Manifest`]).
 
 mod budget;
+mod capture;
 mod check;
 mod credential;
 mod file;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, UserBudgetFile, WhenSpent, Window};
+pub use capture::{Capture, CaptureFile, Recipient, RecipientError, USUAL_CAPTURES, bech32};
 pub use check::{ManifestError, glob_covers};
 pub use credential::{
     ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, SecretSource, Sigv4,
@@ -175,6 +177,13 @@ pub struct Limits {
     pub tmp: Bytes,
     /// Open files per process.
     pub files: u32,
+    /// Captured bodies that are kept.
+    #[serde(default = "usual_captures")]
+    pub captures: Bytes,
+}
+
+const fn usual_captures() -> Bytes {
+    USUAL_CAPTURES
 }
 
 /// One thing that an agent may reach.
@@ -217,6 +226,9 @@ pub struct Grant {
     /// What may be said to an MCP server, or to another agent, where the grant is for one.
     #[serde(default)]
     pub rpc: Option<RpcRules>,
+    /// Which bodies are kept, and for whom, if any are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
 }
 
 /// What calls of language models may ask for, beside the models that [`Grant::models`] names.
@@ -340,6 +352,7 @@ impl Grant {
             allow_private: false,
             llm: LlmRules::none(),
             rpc: None,
+            capture: None,
         }
     }
 }

@@ -260,7 +260,7 @@ impl Written<'_> {
         }
     }
 
-    fn of_http(&self) -> [(bool, &'static str); 8] {
+    fn of_http(&self) -> [(bool, &'static str); 9] {
         let file = self.file;
         [
             (!file.methods.is_empty(), "methods"),
@@ -271,6 +271,7 @@ impl Written<'_> {
             (file.llm.is_some(), "llm"),
             (file.mcp.is_some(), "mcp"),
             (file.a2a.is_some(), "a2a"),
+            (file.capture.is_some(), "capture"),
         ]
     }
 

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use ringfence_model::{AgentName, CallId, Digest, SandboxId};
 use serde::{Deserialize, Serialize};
 
+use crate::capture::Way;
+
 /// The version of the entry form.
 pub const VERSION: u32 = 1;
 
@@ -214,6 +216,48 @@ pub struct CallOutcome {
     /// Digest of the answer's body as it came, under the same conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest_down: Option<Digest>,
+    /// What was captured of its bodies, where a grant asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captured: Option<Box<Captured>>,
+}
+
+/// What was captured of a call's bodies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Of what the agent sent, before secrets were put into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<CapturedBody>,
+    /// Of what the agent got, after secrets were taken out of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<CapturedBody>,
+    /// Why something that was to be captured was not: `capture_full` or `capture_failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<String>,
+}
+
+impl Captured {
+    /// What was captured of one body.
+    #[must_use]
+    pub const fn of(&self, way: Way) -> Option<&CapturedBody> {
+        match way {
+            Way::Request => self.request.as_ref(),
+            Way::Response => self.response.as_ref(),
+        }
+    }
+}
+
+/// A captured body.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CapturedBody {
+    /// The length of the encrypted file.
+    pub bytes: u64,
+    /// The digest of the encrypted file.
+    pub digest: Digest,
+    /// How much of the body it holds.
+    pub holds: u64,
+    /// Whether the body went on, or broke off.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cut: bool,
 }
 
 /// A message of MCP or A2A.

@@ -8,8 +8,11 @@
 //! - [`log`]: how entries become part of the log
 //! - [`otel`]: how a call is told to others
 //! - [`verify`]: how anybody proves it whole
+//! - [`capture`]: bodies that are kept beside it, and [`age`]: so that only the holder of a key reads them
 //! - [`rfc6962`], [`tiles`], [`checkpoint`]: the standards it follows
 
+pub mod age;
+pub mod capture;
 pub mod checkpoint;
 pub mod entry;
 pub mod log;
@@ -20,7 +23,10 @@ pub mod tiles;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, Signer, Verifier};
-pub use entry::{CallIntent, CallOutcome, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid, SqlAsked};
+pub use entry::{
+    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid,
+    SqlAsked,
+};
 pub use log::{Log, LogError, Moved};
 pub use spool::{Origin, Record, RecordError, Spool};
 pub use verify::{Problem, Verification, verify};

@@ -9,6 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::arrival::Arrival;
 use crate::budget::{Account, Amounts};
+use crate::capture::Seal;
 use crate::echo::EchoGuard;
 use crate::hash::BodyHash;
 use crate::llm::Tap;
@@ -40,6 +41,8 @@ pub enum UpBody {
         search: Option<Box<Search>>,
         /// What its bytes count against.
         account: Option<Arc<Account>>,
+        /// What captures it.
+        capture: Option<Box<Seal>>,
         /// Whether its trailers go on; only tests say so.
         trailers: bool,
     },
@@ -54,21 +57,29 @@ pub enum UpBody {
     },
 }
 
+/// All of a request's body has gone by.
+fn gone(call: &Call, hash: &mut BodyHash, capture: &mut Option<Box<Seal>>) -> Result<(), BodyError> {
+    if let Some(mut capture) = capture.take() {
+        capture.finish().inspect_err(|why| call.failed(*why))?;
+    }
+    call.digest_up(hash.finish());
+    Ok(())
+}
+
 impl Body for UpBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Stream { head, inner, call, hash, search, account, trailers } => {
+            Self::Stream { head, inner, call, hash, search, account, capture, trailers } => {
                 let frame = match head.take() {
                     Some(head) => Frame::data(head),
                     None => match ready!(Pin::new(&mut *inner).poll_frame(cx)) {
                         // Who merges them with the headers would read a request that nobody decided about.
                         Some(Ok(frame)) if frame.is_trailers() && !*trailers => {
                             call.found("request_trailers_dropped");
-                            call.digest_up(hash.finish());
-                            return Poll::Ready(None);
+                            return Poll::Ready(gone(call, hash, capture).err().map(Err));
                         }
                         Some(Ok(frame)) => frame,
                         Some(Err(error)) => {
@@ -76,10 +87,7 @@ impl Body for UpBody {
                             call.failed(format!("request_body: {error}"));
                             return Poll::Ready(Some(Err(error)));
                         }
-                        None => {
-                            call.digest_up(hash.finish());
-                            return Poll::Ready(None);
-                        }
+                        None => return Poll::Ready(gone(call, hash, capture).err().map(Err)),
                     },
                 };
                 if let Some(data) = frame.data_ref() {
@@ -96,11 +104,18 @@ impl Body for UpBody {
                         call.failed(SPENT);
                         return Poll::Ready(Some(Err(SPENT.into())));
                     }
+                    if let Some(Err(why)) = capture.as_mut().map(|capture| capture.push(data)) {
+                        hash.stop();
+                        call.failed(why);
+                        return Poll::Ready(Some(Err(why.into())));
+                    }
                     hash.push(data);
                 }
-                if inner.is_end_stream() {
+                if inner.is_end_stream()
                     // Whoever knows that this is the end does not ask for more.
-                    call.digest_up(hash.finish());
+                    && let Err(why) = gone(call, hash, capture)
+                {
+                    return Poll::Ready(Some(Err(why)));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -148,6 +163,8 @@ pub struct Relayed {
     checkin: Option<Checkin>,
     trailers: Option<Frame<Bytes>>,
     count: Count,
+    /// What captures it.
+    capture: Option<Box<Seal>>,
     /// Whether it ends before the upstream has said all.
     cut: bool,
 }
@@ -197,9 +214,12 @@ impl DownBody {
         echo: Option<EchoGuard>,
         count: Count,
         checkin: Option<Checkin>,
+        capture: Option<Box<Seal>>,
     ) -> Self {
-        let mut relayed = Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, cut: false };
+        let mut relayed =
+            Relayed { inner, call: Some(call), echo, checkin, trailers: None, count, capture, cut: false };
         if relayed.inner.is_end_stream() {
+            relayed.capture = None;
             relayed.whole();
         }
         Self::Relayed(Box::new(relayed))
@@ -235,6 +255,36 @@ impl Relayed {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.capture.is_none() {
+            return self.next(cx);
+        }
+        let call = self.call.clone();
+        let next = ready!(self.next(cx));
+        let over = self.call.is_none() && self.trailers.is_none();
+        let Some(capture) = &mut self.capture else { return Poll::Ready(next) };
+        let captured = match &next {
+            Some(Ok(frame)) => frame.data_ref().map_or(Ok(()), |data| capture.push(data)),
+            // What broke off is captured as far as it went.
+            Some(Err(_)) => {
+                self.capture = None;
+                return Poll::Ready(next);
+            }
+            None => Ok(()),
+        };
+        let captured = captured.and_then(|()| if over && !self.cut { capture.finish() } else { Ok(()) });
+        if over || captured.is_err() {
+            self.capture = None;
+        }
+        if let Err(why) = captured {
+            call.iter().for_each(|call| call.failed(why));
+            self.checkin = None;
+            self.finish();
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        Poll::Ready(next)
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(trailers) = self.trailers.take() {
                 self.whole();

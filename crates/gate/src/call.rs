@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue,
     SEC_WEBSOCKET_EXTENSIONS, TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -21,6 +22,7 @@ use ringfence_policy::{Denial, HttpRequest, Permit, Policy};
 use crate::arrival::Arrival;
 use crate::body::{Count, DownBody};
 use crate::budget::{Account, Amounts, Behalf, Spent, Warning};
+use crate::capture::{Seal, Seals, Wanted as Kept};
 use crate::coding::{self, Codings, Decoder};
 use crate::dial::NoAddress;
 use crate::echo::EchoGuard;
@@ -198,6 +200,8 @@ async fn serve(
     let prepared = prepare(line, &permit, parts, content, (&method, websocket), credential, readable).await;
     let prepared = prepared.map_err(|denial| denied(&subject, denial))?;
 
+    let capture = Kept::of(gate, &permit, prepared.bare().filter(|_| !websocket).map(Bytes::len))
+        .map_err(|denial| denied(&subject, denial))?;
     let account = account(gate, plan.want, behalf).await;
     let account = account.map_err(|spent| Refused::Spent(Box::new(subject.clone()), spent))?;
     if let (Some(account), Content::Whole(bytes)) = (&account, &prepared.content) {
@@ -224,6 +228,7 @@ async fn serve(
         call.failed(why);
         Refused::Failed(call.id().clone(), message)
     };
+    let mut seals = capture.map(|capture| capture.begin(&call)).unwrap_or_default();
     const UNREACHABLE: &str = "the upstream could not be reached";
     let way = match way {
         Ok(way) => way,
@@ -235,7 +240,8 @@ async fn serve(
     };
 
     // inject
-    let injected = inject(line, prepared, &method, websocket, credential, (&call, account.as_ref())).await;
+    let spending = (&call, account.as_ref(), &mut seals);
+    let injected = inject(line, prepared, &method, websocket, credential, spending).await;
     let (outgoing, echo) = injected.map_err(|why| {
         give_back();
         failed(why, "the credential could not be used")
@@ -279,7 +285,7 @@ async fn serve(
             };
             later.until_denied(allows).await;
         };
-        let socket = Socket { gate: Arc::clone(gate), call, account, echo, realtime };
+        let socket = Socket { gate: Arc::clone(gate), call, account, echo, realtime, seals };
         return upgraded(response, agent_side.filter(|_| websocket), bridge.as_ref(), socket, revoked)
             .map_err(|(why, id)| Refused::Failed(id, why));
     }
@@ -292,8 +298,14 @@ async fn serve(
     let counting = asked.filter(|_| response.status().is_success());
     let counting = counting.map(|asked| Counting::new(&gate.ledger, asked, &plan, usage));
     let rpc = peer.map(|peer| (Arc::clone(gate), peer));
-    brought_back(response, &method, was_http10, Back { echo, counting, rpc, account, checkin }, &call)
-        .map_err(|why| failed(why, "the answer could not be inspected"))
+    brought_back(
+        response,
+        &method,
+        was_http10,
+        Back { echo, counting, rpc, account, checkin, seal: seals.response },
+        &call,
+    )
+    .map_err(|why| failed(why, "the answer could not be inspected"))
 }
 
 /// The call of a language model that a request may be, by its head.
@@ -465,6 +477,15 @@ struct Prepared {
     payload: Option<String>,
     /// The body's digest.
     hash: BodyHash,
+    /// The body without the secret, where there is one in it.
+    bare: Option<Bytes>,
+}
+
+impl Prepared {
+    /// All of the body as the agent wrote it, where it was read.
+    fn bare(&self) -> Option<&Bytes> {
+        self.bare.as_ref().or(self.content.whole())
+    }
 }
 
 /// Takes away what is between neighbours and what the agent wrote in the credential's place, and looks through the rest.
@@ -534,20 +555,21 @@ async fn prepare(
     let mut hash = BodyHash::default();
     let Content::Whole(bytes) = &mut content else {
         let search = placeholders.search(&head.headers)?.map(Box::new);
-        return Ok(Prepared { head, content, search, payload, hash });
+        return Ok(Prepared { head, content, search, payload, hash, bare: None });
     };
+    let mut bare = None;
     match credential.map(|c| inject::into_body(c.lease(), &head.headers, bytes)).transpose()?.flatten() {
         None => placeholders.check_body(&head.headers, bytes)?,
         Some((with, without)) => {
             placeholders.check_body(&head.headers, &without)?;
-            *bytes = with;
+            bare = Some(std::mem::replace(bytes, with));
             // With the rest of the body known, its digest would tell whether a guess of the secret is right.
             hash.stop();
         }
     }
     // It may be another length by now; the relay writes it anew.
     head.headers.remove(CONTENT_LENGTH);
-    Ok(Prepared { head, content, search: None, payload, hash })
+    Ok(Prepared { head, content, search: None, payload, hash, bare })
 }
 
 /// The request as it will be sent, with the secret in its place, and what guards its answer.
@@ -557,9 +579,12 @@ async fn inject(
     method: &Method,
     websocket: bool,
     credential: Option<&Credential>,
-    (call, account): (&Arc<Call>, Option<&Arc<Account>>),
+    (call, account, seals): (&Arc<Call>, Option<&Arc<Account>>, &mut Seals),
 ) -> Result<(Outgoing, Option<EchoGuard>), String> {
-    let Prepared { mut head, mut content, search, payload, hash } = prepared;
+    if let (Some(body), false) = (prepared.bare(), websocket) {
+        seals.whole_request(body)?;
+    }
+    let Prepared { mut head, mut content, search, payload, hash, bare: _ } = prepared;
     trace::go_on(&mut head.headers, call.id());
     let echo = match credential {
         None => None,
@@ -574,7 +599,8 @@ async fn inject(
             Some(echo)
         }
     };
-    let body = content.into_body(call, hash, search, account, !line.gate.barriers.request_trailers);
+    let capture = if websocket { None } else { seals.request.take() };
+    let body = content.into_body(call, hash, search, account, capture, !line.gate.barriers.request_trailers);
     let Head { headers, path, query, .. } = head;
     Ok((Outgoing { method: method.clone(), headers, path: Some(path), query, body, websocket }, echo))
 }
@@ -586,6 +612,7 @@ struct Back {
     rpc: Option<(Arc<Gate>, Peer)>,
     account: Option<Arc<Account>>,
     checkin: Option<Checkin>,
+    seal: Option<Box<Seal>>,
 }
 
 /// The answer as the agent gets it.
@@ -596,7 +623,7 @@ fn brought_back(
     back: Back,
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
-    let Back { echo, counting, rpc, account, checkin } = back;
+    let Back { echo, counting, rpc, account, checkin, seal } = back;
     let (mut parts, body) = response.into_parts();
     let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
@@ -643,7 +670,14 @@ fn brought_back(
     parts.version = if was_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
     Ok(Response::from_parts(
         parts,
-        DownBody::relayed(Arrival::new(body, decoder), Arc::clone(call), echo, Count { tap, rpc, account }, checkin),
+        DownBody::relayed(
+            Arrival::new(body, decoder),
+            Arc::clone(call),
+            echo,
+            Count { tap, rpc, account },
+            checkin,
+            seal,
+        ),
     ))
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ringfence_model::manifest::{Budget, Grant, IngressAuth, Place, Scheme};
-use ringfence_model::{AgentName, HostName, HostPattern, Report, SandboxId, SecretText};
+use ringfence_model::manifest::{Budget, Grant, IngressAuth, Place, Scheme, USUAL_CAPTURES};
+use ringfence_model::{AgentName, Bytes, HostName, HostPattern, Report, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
 
 /// Everything that one gate process is told.
@@ -33,6 +33,9 @@ pub struct GateConfig {
     /// Whom calls go through, where the operator says so.
     #[serde(default)]
     pub upstream_proxy: Option<UpstreamProxy>,
+    /// How much of captured bodies is kept.
+    #[serde(default = "usual_captures")]
+    pub captures: Bytes,
     /// How people reach the agent, if they do.
     #[serde(default)]
     pub ingress: Option<IngressConfig>,
@@ -48,6 +51,10 @@ pub struct GateConfig {
     pub danger_unconfined: bool,
     /// Descriptors that the process inherits.
     pub fds: Fds,
+}
+
+const fn usual_captures() -> Bytes {
+    USUAL_CAPTURES
 }
 
 /// What may change while an agent runs.
@@ -98,6 +105,7 @@ impl GateConfig {
             prices: None,
             credentials: BTreeMap::new(),
             upstream_proxy: None,
+            captures: USUAL_CAPTURES,
             ingress: None,
             uid,
             gid,
@@ -185,6 +193,9 @@ pub struct Fds {
     /// Where definitions of MCP tools are kept from one gate of the agent to the next, opened to read and append.
     #[serde(default)]
     pub definitions: Option<i32>,
+    /// Where captured bodies are kept, opened to read and append.
+    #[serde(default)]
+    pub captures: Option<i32>,
     /// A Unix socket on which new policies come.
     #[serde(default)]
     pub control: Option<i32>,

@@ -224,7 +224,7 @@ impl<S: Sockets> Ingress<S> {
             return page(StatusCode::BAD_REQUEST, "Bad request", "The request cannot be understood.");
         }
         trace::go_on(&mut parts.headers, call.id());
-        let body = Content::Stream(body).into_body(&call, BodyHash::default(), None, None, false);
+        let body = Content::Stream(body).into_body(&call, BodyHash::default(), None, None, None, false);
         let request = Request::from_parts(parts, body);
         let sent = relay::send_inward(&self.gate.pool, permit, &self.agent, request, websocket).await;
         match sent {
@@ -241,7 +241,7 @@ impl<S: Sockets> Ingress<S> {
                 relay::strip_hop_by_hop(&mut parts.headers);
                 Response::from_parts(
                     parts,
-                    DownBody::relayed(Arrival::new(body, None), call, None, Count::default(), checkin),
+                    DownBody::relayed(Arrival::new(body, None), call, None, Count::default(), checkin, None),
                 )
             }
             Err(why) => {

@@ -27,6 +27,7 @@
 //! - `stream`: fewer and larger reads
 //! - [`framing`]: where a message ends; [`detour`]: headers that ask to be taken for another request
 //! - [`coding`]: content codings undone; [`arrival`]: of answers, as they come
+//! - [`capture`]: bodies that are kept, for whoever has the key
 //! - [`hash`]: digests of bodies, taken while they go by
 //! - `needle`: many texts searched for at once, in all their forms
 //! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once
@@ -44,6 +45,7 @@ pub mod arrival;
 pub mod body;
 pub mod budget;
 pub mod call;
+pub mod capture;
 pub mod coding;
 pub mod config;
 pub mod datagram;
@@ -90,8 +92,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringfence_audit::Record;
+use ringfence_audit::age::{self, AgeError};
 use ringfence_model::manifest::Grant;
-use ringfence_model::{AgentName, Explain, Fault};
+use ringfence_model::{AgentName, Bytes, Explain, Fault};
 use ringfence_policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
@@ -118,6 +121,7 @@ pub struct Gate {
     pub(crate) sessions: postgres::cancel::Sessions,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: Arc<rpc::Servers>,
+    pub(crate) captures: Arc<capture::Store>,
     pub(crate) barriers: Barriers,
     pub(crate) current: Arc<reload::Current>,
 }
@@ -131,6 +135,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     sessions: postgres::cancel::Sessions,
     servers: Arc<rpc::Servers>,
+    captures: Arc<capture::Store>,
     current: Arc<reload::Current>,
     barriers: Barriers,
 }
@@ -180,6 +185,9 @@ pub enum GateError {
         /// Why.
         why: String,
     },
+    /// Nobody could read what is captured.
+    #[error("cannot capture bodies")]
+    Capture(#[source] AgeError),
     /// The policy does not compile.
     #[error("cannot open the gate of agent `{agent}`")]
     Policy {
@@ -229,6 +237,7 @@ impl Explain for GateError {
     fn code(&self) -> &'static str {
         match self {
             Self::Budget { .. } => "gate.budget",
+            Self::Capture(_) => "gate.capture",
             Self::NoLease { .. } => "gate.no_lease",
             Self::Policy { source, .. } => source.code(),
             Self::Resolver(_) => "gate.resolver",
@@ -244,13 +253,17 @@ impl Explain for GateError {
             Self::NoLease { .. } => Fault::Us,
             Self::Policy { source, .. } => source.fault(),
             Self::Resolver(_) | Self::UpstreamProxy { .. } => Fault::Host,
-            Self::Secret { .. } => Fault::Caller,
+            Self::Capture(AgeError::Recipient(_)) | Self::Secret { .. } => Fault::Caller,
+            Self::Capture(_) => Fault::Host,
             Self::Tls { source, .. } => source.fault(),
         }
     }
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Capture(AgeError::Recipient(_)) => {
+                Some("make a key with `age-keygen`, and write its public key".into())
+            }
             Self::Policy { source, .. } => source.hint(),
             Self::Secret { .. } => {
                 Some("look at the secret: its form, line breaks and other control characters".into())
@@ -341,6 +354,7 @@ impl Gate {
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             sessions: postgres::cancel::Sessions::default(),
             servers: Arc::default(),
+            captures: Arc::default(),
             current: Arc::default(),
             barriers,
         };
@@ -377,6 +391,14 @@ impl Gate {
         self.servers.remember(file)
     }
 
+    /// Keeps captured bodies in this file, which is opened to read and append, up to so many bytes.
+    ///
+    /// # Errors
+    /// Whatever reading gives.
+    pub fn keep_captures(&self, file: std::fs::File, most: Bytes) -> std::io::Result<()> {
+        self.captures.keep_in(file, most)
+    }
+
     /// The same gate with another policy.
     pub(crate) fn with(&self, policy: &NewPolicy) -> Result<Arc<Self>, GateError> {
         let shared = Shared {
@@ -387,6 +409,7 @@ impl Gate {
             connections: Arc::clone(&self.connections),
             sessions: self.sessions.clone(),
             servers: Arc::clone(&self.servers),
+            captures: Arc::clone(&self.captures),
             current: Arc::clone(&self.current),
             barriers: self.barriers,
         };
@@ -410,6 +433,9 @@ impl Gate {
                 return Err(GateError::NoLease { number: at + 1, credential: credential.clone() });
             }
         }
+        for recipient in config.grants.iter().filter_map(|grant| grant.capture.as_ref()).flat_map(|c| &c.to) {
+            age::check(recipient).map_err(GateError::Capture)?;
+        }
         let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
@@ -418,7 +444,8 @@ impl Gate {
             Some(before) => tls::Trust::load_after(&config.grants, &credentials, before, config.system_pem.as_deref()),
         }
         .map_err(tls)?;
-        let Shared { recorder, names, authority, dialler, connections, sessions, servers, current, barriers } = shared;
+        let Shared { recorder, names, authority, dialler, connections, sessions, servers, captures, current, barriers } =
+            shared;
         let pool = Arc::new(relay::Pool::default());
         let idle = Arc::downgrade(&pool);
         dialler.room_made_by(move || idle.upgrade().iter().for_each(|pool| pool.drop_idle()));
@@ -438,6 +465,7 @@ impl Gate {
             sessions,
             ledger: Arc::new(ledger),
             servers,
+            captures,
             barriers,
             current,
         }))

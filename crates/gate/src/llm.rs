@@ -22,6 +22,7 @@ use ringfence_policy::{Denial, LlmCall};
 
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts, Behalf, Ledger};
+use crate::capture::Seal;
 use crate::coding::{self, CodingError, Codings};
 use crate::hash::{BodyHash, MAX_HASHED_BYTES};
 use crate::inspect::MAX_BODY_BYTES;
@@ -84,6 +85,15 @@ impl Content {
         })
     }
 
+    /// All of it, if it was read.
+    #[must_use]
+    pub const fn whole(&self) -> Option<&Bytes> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Begun(..) | Self::Stream(_) => None,
+        }
+    }
+
     /// The body to be sent.
     #[must_use]
     pub fn into_body(
@@ -92,6 +102,7 @@ impl Content {
         mut hash: BodyHash,
         search: Option<Box<Search>>,
         account: Option<&Arc<Account>>,
+        capture: Option<Box<Seal>>,
         trailers: bool,
     ) -> UpBody {
         let call = Arc::clone(call);
@@ -103,9 +114,9 @@ impl Content {
         let account = account.cloned();
         match self {
             Self::Begun(head, inner) => {
-                UpBody::Stream { head: Some(head), inner, call, hash, search, account, trailers }
+                UpBody::Stream { head: Some(head), inner, call, hash, search, account, capture, trailers }
             }
-            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, hash, search, account, trailers },
+            Self::Stream(inner) => UpBody::Stream { head: None, inner, call, hash, search, account, capture, trailers },
             Self::Whole(bytes) => UpBody::Whole { bytes: Some(bytes), call, hash },
         }
     }

@@ -159,6 +159,12 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
             .map_err(|e| host("read what tools were when they were first seen").because(&e))?;
     }
 
+    if let Some(number) = fds.captures {
+        let file = File::from(take(number, "captures")?);
+        gate.keep_captures(file, config.captures)
+            .map_err(|e| host("read what was captured of earlier calls").because(&e))?;
+    }
+
     let barrier = |e: ConfineError| {
         Report::new("gate.confine", Fault::Host, "cannot confine the gate")
             .because(&e)

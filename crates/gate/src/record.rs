@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use ringfence_audit::capture::Way;
 use ringfence_audit::{
-    CallIntent, CallOutcome, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError, RpcSaid, SqlAsked,
+    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError,
+    RpcSaid, SqlAsked,
 };
 use ringfence_model::{CallId, Digest};
 use ringfence_policy::{Denial, Permit};
@@ -344,6 +346,7 @@ struct Ending {
     llm: Option<LlmUsed>,
     digest_up: Option<Digest>,
     digest_down: Option<Digest>,
+    captured: Option<Box<Captured>>,
 }
 
 impl Call {
@@ -373,6 +376,21 @@ impl Call {
     pub fn digest_down(&self, digest: Option<Digest>) {
         let mut ending = self.ending();
         ending.digest_down = ending.digest_down.or(digest);
+    }
+
+    /// Notes what was captured of one of its bodies.
+    pub fn captured(&self, way: Way, body: CapturedBody) {
+        let mut ending = self.ending();
+        let captured = ending.captured.get_or_insert_default();
+        match way {
+            Way::Request => captured.request = Some(body),
+            Way::Response => captured.response = Some(body),
+        }
+    }
+
+    /// Notes why something was not captured; the first reason stays.
+    pub fn not_captured(&self, why: &str) {
+        self.ending().captured.get_or_insert_default().missed.get_or_insert_with(|| why.to_owned());
     }
 
     /// Notes the status of the answer.
@@ -424,6 +442,7 @@ impl Drop for Call {
             llm: ending.llm.map(Box::new),
             digest_up: ending.digest_up,
             digest_down: ending.digest_down,
+            captured: ending.captured,
         };
         self.recorder.outcome(outcome);
     }

@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, Notify};
 use self::frame::{Frames, From, Opcode, Piece};
 use crate::Gate;
 use crate::budget::{Account, Amounts};
+use crate::capture::{Seal, Seals};
 use crate::echo::EchoGuard;
 use crate::misdirect::Search;
 use crate::realtime::{Agent, Realtime};
@@ -124,6 +125,8 @@ pub struct Socket {
     pub echo: Option<EchoGuard>,
     /// What understands the messages, if they are for a language model.
     pub realtime: Option<Box<Realtime>>,
+    /// What captures the messages of either side, as frames without a mask.
+    pub seals: Seals,
 }
 
 /// Why a WebSocket ends before its time.
@@ -170,6 +173,17 @@ trait Look {
     fn part(&mut self, part: Bytes, last: bool) -> Result<Bytes, End>;
     /// The payload of a control frame.
     fn control(&mut self, payload: &Bytes) -> Result<(), End>;
+    /// What captures what goes on.
+    fn seal(&mut self) -> Option<&mut Seal>;
+
+    /// Captures a frame that is about to go on.
+    fn capture(&mut self, fin: bool, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
+        let Some(seal) = self.seal() else { return Ok(()) };
+        let pushed = seal.push(&frame::write(fin, opcode, payload, None));
+        // A side that did not say farewell broke off.
+        let done = pushed.and_then(|()| if opcode == Opcode::Close { seal.finish() } else { Ok(()) });
+        done.map_err(|why| End::new(POLICY, why))
+    }
 }
 
 struct FromAgent<'a> {
@@ -178,12 +192,14 @@ struct FromAgent<'a> {
     /// The search through a message that goes on in parts.
     search: Option<Search>,
     parted: bool,
+    seal: Option<Box<Seal>>,
 }
 
 struct FromUpstream<'a> {
     socket: &'a Shared,
     echo: Option<EchoGuard>,
     metered: bool,
+    seal: Option<Box<Seal>>,
 }
 
 /// What both directions need.
@@ -246,6 +262,10 @@ impl Look for FromAgent<'_> {
     fn control(&mut self, payload: &Bytes) -> Result<(), End> {
         self.search(payload)
     }
+
+    fn seal(&mut self) -> Option<&mut Seal> {
+        self.seal.as_deref_mut()
+    }
 }
 
 impl FromUpstream<'_> {
@@ -292,6 +312,10 @@ impl Look for FromUpstream<'_> {
             return Err(End::new(POLICY, "secret_echo: the upstream sent the secret back in a control frame"));
         }
         Ok(())
+    }
+
+    fn seal(&mut self) -> Option<&mut Seal> {
+        self.seal.as_deref_mut()
     }
 }
 
@@ -361,6 +385,7 @@ where
             match piece {
                 Piece::Control { opcode, payload } => {
                     look.control(&payload)?;
+                    look.capture(true, opcode, &payload)?;
                     to.lock().await.write(true, opcode, &payload).await.map_err(|e| End::io(&e))?;
                     if opcode == Opcode::Close {
                         return Ok(());
@@ -368,6 +393,7 @@ where
                 }
                 Piece::Data { kind, payload, last } => {
                     if let Some((fin, opcode, out)) = message.push(kind, payload, last, look)? {
+                        look.capture(fin, opcode, &out)?;
                         to.lock().await.write(fin, opcode, &out).await.map_err(|e| End::io(&e))?;
                     }
                 }
@@ -428,7 +454,7 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let Socket { gate, call, account, echo, realtime } = socket;
+    let Socket { gate, call, account, echo, realtime, seals } = socket;
     let shared = Shared { gate, call, account, realtime };
     let metered = shared.realtime.is_some();
     let (agent_read, agent_write) = tokio::io::split(agent);
@@ -436,8 +462,8 @@ where
     let to_agent = Mutex::new(Writer { stream: agent_write, masks: false, torn: false });
     let to_upstream = Mutex::new(Writer { stream: upstream_write, masks: true, torn: false });
     let agent = metered.then(Agent::default);
-    let mut from_agent = FromAgent { socket: &shared, agent, search: None, parted: false };
-    let mut from_upstream = FromUpstream { socket: &shared, echo, metered };
+    let mut from_agent = FromAgent { socket: &shared, agent, search: None, parted: false, seal: seals.request };
+    let mut from_upstream = FromUpstream { socket: &shared, echo, metered, seal: seals.response };
     let stop = Notify::new();
     let ended = {
         let up = pump(agent_read, &to_upstream, Frames::new(From::Client), &mut from_agent, &stop);

@@ -535,6 +535,7 @@ pub fn config(grants: Vec<Grant>) -> GateConfig {
         guardrails: vec![],
         credentials: leases(),
         upstream_proxy: None,
+        captures: ringfence_model::manifest::USUAL_CAPTURES,
         ingress: None,
         uid: 65_534,
         gid: 65_534,

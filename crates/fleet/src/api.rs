@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use ringfence_audit::Verification;
+use ringfence_audit::capture::Way;
+use ringfence_audit::{CapturedBody, Verification};
 use ringfence_model::manifest::ManifestFile;
 use ringfence_model::work::Step;
-use ringfence_model::{AgentName, SandboxId, SecretText};
+use ringfence_model::{AgentName, CallId, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
 
 pub use crate::client::Client;
@@ -40,6 +41,10 @@ control_api! {
     stream audit(AuditRequest) -> AuditLine;
     /// Explains one entry of the audit log.
     call explain(ExplainRequest) -> Explanation;
+    /// Gives a captured body, as the age file that was kept.
+    stream body(BodyRequest) -> BodyEvent;
+    /// Removes every captured body of an agent, so that there is room for others.
+    call forget(Named) -> Forgotten;
     /// Proves the audit log whole.
     call verify(Nothing) -> VerifyAnswer;
     /// Runs a command inside an agent's sandbox.
@@ -324,6 +329,9 @@ pub struct AuditRequest {
     pub from: u64,
     /// Only so many of the last entries.
     pub tail: Option<usize>,
+    /// Say of each denied call what would allow it.
+    #[serde(default)]
+    pub suggest: bool,
 }
 
 impl Subject for AuditRequest {
@@ -340,6 +348,41 @@ pub struct AuditLine {
     /// The entry.
     #[serde(flatten)]
     pub entry: ringfence_audit::Entry,
+    /// What to write into the manifest to allow such a call, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+}
+
+/// What `body` needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BodyRequest {
+    /// The call.
+    pub call: CallId,
+    /// Which of its bodies.
+    pub way: Way,
+}
+
+impl Subject for BodyRequest {
+    fn subject(&self) -> String {
+        self.call.to_string()
+    }
+}
+
+/// A captured body, which was held against the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyEvent {
+    /// What the log says of it.
+    Found(CapturedBody),
+    /// The next part of the file, in Base64.
+    Part(String),
+}
+
+/// What `forget` removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// How much there was.
+    pub bytes: u64,
 }
 
 /// What `explain` needs.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use ringfence_gate::config::{Fds, GateConfig};
 use ringfence_image::Store;
-use ringfence_model::manifest::Limits;
+use ringfence_model::manifest::{Limits, USUAL_CAPTURES};
 use ringfence_model::{Bytes, SandboxId};
 use ringfence_sandbox::launch;
 use ringfence_sandbox::spec::{Fence, SandboxSpec, StateVolume, fds};
@@ -171,6 +171,7 @@ fn ringfence_start(place: &Place, layers: &[PathBuf], round: usize) -> Duration 
             disk: Bytes::mib(64),
             tmp: Bytes::mib(16),
             files: 1024,
+            captures: USUAL_CAPTURES,
         },
         mounts: Vec::new(),
         state: Some(StateVolume { file: home.join("state.img"), size: Bytes::mib(64), quota: true }),
@@ -185,6 +186,7 @@ fn ringfence_start(place: &Place, layers: &[PathBuf], round: usize) -> Duration 
         ledger: None,
         host_ledger: None,
         definitions: None,
+        captures: None,
         hold: false,
     };
     let inherited = Fds {

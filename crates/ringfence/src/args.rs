@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand};
-use ringfence_model::AgentName;
 use ringfence_model::HostPattern;
 use ringfence_model::manifest::Kind;
+use ringfence_model::{AgentName, CallId};
 
 /// What follows the list of verbs.
 fn after_help() -> String {
@@ -341,6 +341,9 @@ pub struct Audit {
     /// From this entry on.
     #[arg(long, default_value_t = 0, value_name = "ENTRY")]
     pub from: u64,
+    /// Show the grant that each denied call lacks.
+    #[arg(long)]
+    pub suggest: bool,
     #[command(flatten)]
     pub output: Json,
 }
@@ -348,11 +351,39 @@ pub struct Audit {
 /// `audit …`
 #[derive(Debug, Subcommand)]
 pub enum AuditVerb {
+    /// Take out a captured body of a call, encrypted as it was kept.
+    #[command(
+        after_help = "Examples:\n  ringfence audit body c-019d… | age -d -i key.txt\n  ringfence audit body c-019d… --response -o answer.age"
+    )]
+    Body(Body),
+    /// Remove every captured body of an agent, so that there is room for others.
+    #[command(after_help = "Example:\n  ringfence audit forget analyst")]
+    Forget(Named),
     /// Prove the log whole: every entry, every hash, the signature.
     #[command(
         after_help = "Examples:\n  ringfence audit verify\n  ringfence audit verify --log /backup/audit --key /backup/audit.pub"
     )]
     Verify(Verify),
+}
+
+/// `audit body`
+#[derive(Debug, Group)]
+pub struct Body {
+    /// The call's id, as `audit --json` shows it.
+    #[arg(value_parser = call)]
+    pub call: CallId,
+    /// What the agent sent; so it is if nothing is said.
+    #[arg(long, conflicts_with = "response")]
+    pub request: bool,
+    /// What the agent got.
+    #[arg(long)]
+    pub response: bool,
+    /// Decrypt it with the identity in this file, as `age-keygen` makes them.
+    #[arg(long, short, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Write it into this file.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `audit verify`
@@ -455,6 +486,15 @@ pub struct Serve {
     /// End by itself when nothing is left to do.
     #[arg(long, hide = true)]
     pub on_demand: bool,
+}
+
+fn call(text: &str) -> Result<CallId, String> {
+    let id = serde_json::from_value::<CallId>(text.into()).ok();
+    let digits = |id: &CallId| {
+        id.as_str().strip_prefix("c-").is_some_and(|d| d.len() == 27 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    id.filter(digits)
+        .ok_or_else(|| "not a call's id: `c-` and 27 digits, as `ringfence audit --json` shows it".to_owned())
 }
 
 fn kind(text: &str) -> Result<Kind, String> {

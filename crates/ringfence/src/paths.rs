@@ -19,6 +19,9 @@ const UPSTREAM_PROXY: &str = "upstream-proxy.toml";
 /// The file that says what counts as recorded, there too.
 const AUDIT: &str = "audit.toml";
 
+/// The file with an agent's captured bodies, in its folder.
+pub const CAPTURES: &str = "captures";
+
 /// What the operator says for all agents of the host.
 #[derive(Clone, Debug, Default)]
 pub struct HostPolicy {

@@ -186,6 +186,14 @@ fn a_denied_call_is_explained_with_the_grant_that_it_lacks() {
     let explained = host.json(&["explain", &entry["index"].to_string()]);
     let grant = explained["grant"].as_str().unwrap();
     assert!(grant.contains("host = \"203.0.113.9\"") && grant.contains("scheme = \"http\""), "{grant}");
+    // The same, beside each denial in the log, where that is asked for.
+    let shown = host.ok(&["audit", "caller", "--suggest"]);
+    let mut after = shown.lines().skip_while(|line| !line.contains("203.0.113.9:80/x")).skip(1).map(str::trim);
+    assert!(after.by_ref().take(grant.lines().count()).eq(grant.lines()), "{shown}");
+    let entries = host.ok(&["audit", "caller", "--suggest", "--json"]);
+    let line = entries.lines().find(|l| l.contains("call.intent") && l.contains("203.0.113.9")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(line).unwrap()["grant"], explained["grant"]);
+    assert!(!host.ok(&["audit", "caller"]).contains("[[grant]]"), "nobody asked");
     // What was denied, as grants to review: taken up, they allow the call and nothing wider.
     let learnt = host.ok(&["learn", "caller"]);
     assert!(learnt.lines().all(|line| line.is_empty() || line.starts_with('#')), "{learnt}");

@@ -704,8 +704,9 @@ fn start_gate(
     for (path, place) in [(&spec.ledger, fds::GATE_LEDGER), (&spec.host_ledger, fds::GATE_HOST_LEDGER)] {
         given.extend(path.as_deref().map(ledger_file).transpose()?.map(|file| (file.into(), place)));
     }
-    if let Some(path) = &spec.definitions {
-        given.push((private_file(path, File::options().append(true))?.into(), fds::GATE_DEFINITIONS));
+    for (path, place) in [(&spec.definitions, fds::GATE_DEFINITIONS), (&spec.captures, fds::GATE_CAPTURES)] {
+        let file = path.as_deref().map(|path| private_file(path, File::options().append(true))).transpose()?;
+        given.extend(file.map(|file| (file.into(), place)));
     }
     let sockets = [t4, t6, d4, d6, u4, u6];
     let places = fds::GATE_TCP.into_iter().chain(fds::GATE_DNS).chain(fds::GATE_UDP);

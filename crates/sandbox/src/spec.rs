@@ -77,6 +77,9 @@ pub struct SandboxSpec {
     /// The file with the definitions of MCP tools that the agent's gates have seen; it is made when absent.
     #[serde(default)]
     pub definitions: Option<PathBuf>,
+    /// The file with captured bodies; it is made when absent.
+    #[serde(default)]
+    pub captures: Option<PathBuf>,
     /// The program that holds `gate-process`: our own binary.
     pub gate_program: PathBuf,
     /// Which barriers stand.
@@ -202,6 +205,8 @@ pub mod fds {
     pub const GATE_HOST_LEDGER: i32 = 9;
     /// Gate: the file with definitions of MCP tools; may be absent.
     pub const GATE_DEFINITIONS: i32 = 17;
+    /// Gate: the file with captured bodies; may be absent.
+    pub const GATE_CAPTURES: i32 = 18;
     /// Gate: Unix socket on which new policies come.
     pub const GATE_CONTROL: i32 = 16;
     /// Gate: captured TCP connections, IPv4 and IPv6.

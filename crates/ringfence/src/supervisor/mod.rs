@@ -3,6 +3,7 @@
 //! Sandboxes are held by their shims, so agents outlive this process; the next one adopts them.
 
 mod adopt;
+mod captures;
 mod db;
 mod function;
 mod pipeline;
@@ -24,9 +25,9 @@ use std::time::Duration;
 
 use ringfence_audit::{Event, Verification};
 use ringfence_fleet::api::{
-    AgentView, AuditLine, AuditRequest, DownRequest, ExecEvent, ExecRequest, ExplainRequest, Explanation, Hello,
-    LogLine, LogsRequest, Named, Nothing, SecretRequest, StartRequest, State, StopRequest, UpEvent, UpRequest,
-    VerifyAnswer,
+    AgentView, AuditLine, AuditRequest, BodyEvent, BodyRequest, DownRequest, ExecEvent, ExecRequest, ExplainRequest,
+    Explanation, Forgotten, Hello, LogLine, LogsRequest, Named, Nothing, SecretRequest, StartRequest, State,
+    StopRequest, UpEvent, UpRequest, VerifyAnswer,
 };
 use ringfence_fleet::{Caller, Control, Sink};
 use ringfence_identity::Authority;
@@ -501,6 +502,7 @@ impl Control for Supervisor {
             let home = self.paths.agent(&name);
             if request.keep_state {
                 let _ = fs::remove_file(home.join("agent.log"));
+                captures::remove(&home)?;
             } else if home.exists() {
                 fs::remove_dir_all(&home).map_err(|e| step("remove the agent's folder", &e))?;
             }
@@ -518,7 +520,8 @@ impl Control for Supervisor {
 
     async fn audit(&self, _: Caller, request: AuditRequest, sink: Sink<AuditLine>) -> Result<(), Report> {
         tokio::task::block_in_place(|| self.recorder.flush());
-        read::audit(self.recorder.folder(), self.recorder.watch(), &request, &sink).await
+        let manifest_of = |name: &AgentName| lock(&self.db).agent(name).ok().flatten().map(|a| a.manifest);
+        read::audit(self.recorder.folder(), self.recorder.watch(), &request, &manifest_of, &sink).await
     }
 
     async fn explain(&self, _: Caller, request: ExplainRequest) -> Result<Explanation, Report> {
@@ -528,6 +531,21 @@ impl Control for Supervisor {
                 lock(&self.db).agent(name).ok().flatten().map(|a| a.manifest)
             })
         })
+    }
+
+    async fn body(&self, _: Caller, request: BodyRequest, sink: Sink<BodyEvent>) -> Result<(), Report> {
+        let (told, file) = tokio::task::block_in_place(|| {
+            let size = self.recorder.flush();
+            captures::body(self.recorder.folder(), size, &request, &|agent| self.paths.agent(agent))
+        })?;
+        captures::send(told, &file, &sink).await;
+        Ok(())
+    }
+
+    async fn forget(&self, caller: Caller, request: Named) -> Result<Forgotten, Report> {
+        self.agent(&request.agent)?;
+        self.record_operator(caller, "forget", about(&request.agent), "begun")?;
+        captures::forget(&self.paths.agent(&request.agent)).map(|bytes| Forgotten { bytes })
     }
 
     async fn verify(&self, _: Caller, _: Nothing) -> Result<VerifyAnswer, Report> {

@@ -74,13 +74,13 @@ fn broken(what: &str, why: &dyn std::error::Error) -> Report {
         .hint("run `ringfence audit verify`")
 }
 
-fn portion(folder: &Path, size: u64, from: u64, to: u64) -> Result<Vec<AuditLine>, Report> {
+pub(super) fn portion(folder: &Path, size: u64, from: u64, to: u64) -> Result<Vec<AuditLine>, Report> {
     let entries = log::read_range(folder, size, from, to).map_err(|e| broken("the audit log", &e))?;
     (from..)
         .zip(entries)
         .map(|(index, bytes)| {
             serde_json::from_slice::<Entry>(&bytes)
-                .map(|entry| AuditLine { index, entry })
+                .map(|entry| AuditLine { index, entry, grant: None })
                 .map_err(|e| broken(&format!("entry {index}"), &e))
         })
         .collect()
@@ -97,6 +97,7 @@ pub(super) async fn audit(
     folder: &Path,
     mut grown: tokio::sync::watch::Receiver<u64>,
     request: &AuditRequest,
+    manifest_of: &(dyn Fn(&AgentName) -> Option<Manifest> + Sync),
     sink: &Sink<AuditLine>,
 ) -> Result<(), Report> {
     let mut size = log::size_on_disk(folder);
@@ -122,8 +123,12 @@ pub(super) async fn audit(
     loop {
         while at < size {
             let to = (at + PORTION).min(size);
-            for line in portion(folder, size, at, to)? {
-                if wanted(&line) && !sink.send(&line).await {
+            for mut line in portion(folder, size, at, to)? {
+                if !wanted(&line) {
+                    continue;
+                }
+                line.grant = if request.suggest { suggested(&line.entry, manifest_of) } else { None };
+                if !sink.send(&line).await {
                     return Ok(());
                 }
             }
@@ -165,10 +170,7 @@ pub(super) fn explain(
         Event::CallIntent(call) => {
             outcome = find_outcome(folder, size, number, call)?;
             explain_call(&line, call, &mut text);
-            if call.decision == Outcome::Deny && call.direction == Direction::Egress {
-                let manifest = line.entry.agent.as_ref().and_then(manifest_of);
-                grant = suggestion(call, manifest.as_ref());
-            }
+            grant = suggested(&line.entry, manifest_of);
         }
         Event::BudgetWarning { scope, limit, used } => text.push(format!(
             "Much of a budget is taken: {used} of `{limit}`, which the {scope} has. Calls are refused, or wait, once all of it is."
@@ -275,7 +277,15 @@ fn find_outcome(folder: &Path, size: u64, from: u64, call: &CallIntent) -> Resul
     Ok(None)
 }
 
-/// The grant that would allow a denied call, as TOML, if a grant could.
+/// The grant that would allow what an entry says was denied, as TOML, if a grant could.
+fn suggested(entry: &Entry, manifest_of: &dyn Fn(&AgentName) -> Option<Manifest>) -> Option<String> {
+    let Event::CallIntent(call) = &entry.event else { return None };
+    if call.decision != Outcome::Deny || call.direction != Direction::Egress {
+        return None;
+    }
+    suggestion(call, entry.agent.as_ref().and_then(manifest_of).as_ref())
+}
+
 fn suggestion(call: &CallIntent, manifest: Option<&Manifest>) -> Option<String> {
     if call.reason != "no_grant" {
         return None;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ringfence_audit::{Entry, Event, Outcome};
 use ringfence_gate::config::GateConfig;
-use ringfence_model::manifest::{Grant, Limits};
+use ringfence_model::manifest::{Grant, Limits, USUAL_CAPTURES};
 use ringfence_model::work::{Job, JobOutput, Runner, cancelled};
 use ringfence_model::{Bytes, Fault, HostPattern, Report, SandboxId};
 use ringfence_sandbox::spec::{Fence, SandboxSpec, SpecMount};
@@ -181,6 +181,7 @@ impl JobRunner<'_> {
                 disk: Bytes::gib(1),
                 tmp: Bytes::gib(1),
                 files: 8192,
+                captures: USUAL_CAPTURES,
             },
             mounts: job
                 .mounts
@@ -206,6 +207,7 @@ impl JobRunner<'_> {
             ledger: None,
             host_ledger: None,
             definitions: None,
+            captures: None,
             hold: false,
         })
     }

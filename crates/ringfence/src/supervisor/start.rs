@@ -14,7 +14,7 @@ use ringfence_sandbox::launch::{self, Launched};
 use ringfence_sandbox::spec::{Fence, SandboxSpec, StateVolume, fds};
 use ringfence_secrets::placeholder;
 
-use crate::paths::{HostPolicy, Paths};
+use crate::paths::{CAPTURES, HostPolicy, Paths};
 use crate::upstream_proxy::ProxySettings;
 
 /// The system's own trust bundle, for calls that are relayed closed.
@@ -194,6 +194,7 @@ fn spec(plan: &Plan<'_>, id: &SandboxId, stand_ins: &BTreeMap<String, String>) -
         spools: plan.paths.spools_of(id),
         ledger: Some(home.join("budget")),
         definitions: Some(home.join("definitions")),
+        captures: Some(home.join(CAPTURES)),
         host_ledger: (!plan.host.budget.is_empty()).then(|| plan.paths.host_ledger()),
         gate_program: plan.program.to_path_buf(),
         fence: fence(manifest),
@@ -271,6 +272,7 @@ fn gate_config(
         prices: plan.host.prices.clone(),
         credentials,
         upstream_proxy: plan.host.upstream_proxy.as_ref().map(ProxySettings::read).transpose()?,
+        captures: manifest.limits.captures,
         ingress,
         uid: spec.gate_uid(),
         gid: spec.gate_uid(),
@@ -278,6 +280,7 @@ fn gate_config(
         danger_unconfined: false,
         fds: Fds {
             definitions: spec.definitions.as_ref().map(|_| fds::GATE_DEFINITIONS),
+            captures: spec.captures.as_ref().map(|_| fds::GATE_CAPTURES),
             ledger: spec.ledger.as_ref().map(|_| fds::GATE_LEDGER),
             host_ledger: spec.host_ledger.as_ref().map(|_| fds::GATE_HOST_LEDGER),
             ..gate_fds()

@@ -12,10 +12,14 @@ use crate::connect;
 use crate::print::{self, Ink};
 
 pub async fn run(args: Audit) -> Result<ExitCode, Report> {
-    if let Some(AuditVerb::Verify(verify)) = args.verb {
-        return self::verify(verify).await;
+    match args.verb {
+        Some(AuditVerb::Body(body)) => return super::body::run(body).await,
+        Some(AuditVerb::Forget(forget)) => return super::body::forget(forget).await,
+        Some(AuditVerb::Verify(verify)) => return self::verify(verify).await,
+        None => {}
     }
-    let request = AuditRequest { agent: args.agent, follow: args.follow, from: args.from, tail: args.tail };
+    let Audit { agent, follow, from, tail, suggest, .. } = args;
+    let request = AuditRequest { agent, follow, from, tail, suggest };
     let client = connect::client_or_start().await?;
     let mut day = String::new();
     client
@@ -30,6 +34,9 @@ pub async fn run(args: Audit) -> Result<ExitCode, Report> {
                 day = today;
             }
             print::line(&show(&line));
+            for text in line.grant.iter().flat_map(|grant| grant.lines()) {
+                print::line(&print::paint(Ink::Dim, &format!("{:38}{}", "", print::safe(text))));
+            }
             true
         })
         .await?;

@@ -22,7 +22,7 @@ const LISTED: usize = 8;
 const PROPOSED: usize = 64;
 
 pub async fn run(args: Learn) -> Result<ExitCode, Report> {
-    let request = AuditRequest { agent: Some(args.agent.clone()), follow: false, from: 0, tail: None };
+    let request = AuditRequest { agent: Some(args.agent.clone()), follow: false, from: 0, tail: None, suggest: false };
     let mut lines = Vec::new();
     let client = connect::client_or_start().await?;
     client

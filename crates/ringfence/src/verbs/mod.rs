@@ -1,6 +1,7 @@
 //! One file for each verb.
 
 mod audit;
+mod body;
 mod build;
 mod down;
 mod exec;

@@ -415,7 +415,7 @@ fn show_changes(changes: &Changes) {
 
 /// The calls out of an agent that are in the log, each different one with how often it is.
 async fn recorded(agent: &AgentName) -> Result<BTreeMap<Call, u64>, Report> {
-    let request = AuditRequest { agent: Some(agent.clone()), follow: false, from: 0, tail: None };
+    let request = AuditRequest { agent: Some(agent.clone()), follow: false, from: 0, tail: None, suggest: false };
     let mut calls = BTreeMap::new();
     connect::client_or_start()
         .await?

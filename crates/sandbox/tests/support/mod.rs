@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence_model::manifest::Limits;
+use ringfence_model::manifest::{Limits, USUAL_CAPTURES};
 use ringfence_model::{Bytes, Report, SandboxId};
 use ringfence_sandbox::control::{self, Answer, Request, Shim, Status};
 use ringfence_sandbox::probe::{CANARY, Finding, Targets};
@@ -108,6 +108,7 @@ pub fn spec() -> (SandboxSpec, tempfile::TempDir) {
             disk: Bytes::mib(32),
             tmp: Bytes::mib(16),
             files: 256,
+            captures: USUAL_CAPTURES,
         },
         mounts: vec![SpecMount { source: data, target: "/app/data".into(), writable: false, executable: false }],
         state: None,
@@ -122,6 +123,7 @@ pub fn spec() -> (SandboxSpec, tempfile::TempDir) {
         ledger: None,
         host_ledger: None,
         definitions: None,
+        captures: None,
         hold: false,
     };
     (spec, dir)

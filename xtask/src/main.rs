@@ -1,4 +1,5 @@
-//! Checks of the workspace itself, written in Rust: which crate leans on which.
+//! Checks of the workspace itself, written in Rust: which crate leans on which, and that what is generated is what the
+//! code says. `cargo run -p xtask -- write` writes what is generated.
 //!
 //! A new arrow between crates is a change of the design, so it shows up here in review.
 
@@ -29,8 +30,38 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// The description of the control API, which `ringfence_fleet::document` generates.
+const CONTROL_API: &str = "docs/reference/control-api.json";
+
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => check() == 0,
+        ["write"] => write(),
+        _ => {
+            eprintln!("error: use `xtask`, which checks, or `xtask write`, which writes what is generated");
+            false
+        }
+    };
+    if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn write() -> bool {
+    let done = std::fs::write(CONTROL_API, ringfence_fleet::document::text());
+    if let Err(why) = &done {
+        eprintln!("error: cannot write `{CONTROL_API}`: {why}");
+    }
+    done.is_ok()
+}
+
+/// How many things are wrong.
+fn check() -> usize {
     let mut wrong = 0;
+    if !std::fs::read_to_string(CONTROL_API).is_ok_and(|text| text == ringfence_fleet::document::text()) {
+        eprintln!("error: `{CONTROL_API}` is not what the verbs and their types say");
+        eprintln!("  hint: run `cargo run -p xtask -- write`, and look at the difference");
+        wrong += 1;
+    }
     for (name, allowed) in ARROWS {
         let path = format!("crates/{name}/Cargo.toml");
         let found = match arrows(&path) {
@@ -59,7 +90,7 @@ fn main() -> ExitCode {
             wrong += 1;
         }
     }
-    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    wrong
 }
 
 /// Our own crates that a manifest's `[dependencies]` names.
@@ -71,4 +102,16 @@ fn arrows(path: &str) -> Result<Vec<String>, String> {
     let names: BTreeMap<&str, ()> =
         dependencies.keys().filter_map(|k| k.strip_prefix("ringfence-")).map(|n| (n, ())).collect();
     Ok(names.into_keys().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_of_the_control_api_is_the_one_of_its_verbs() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(CONTROL_API);
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text == ringfence_fleet::document::text(), "run `cargo run -p xtask -- write`");
+    }
 }

@@ -14,6 +14,7 @@ pub const MAX_ENTRY_BYTES: usize = 65_535;
 
 /// Something that happened, as an entry records it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Entry {
     /// [`VERSION`].
     pub v: u32,
@@ -36,6 +37,7 @@ pub struct Entry {
 
 /// Allow or deny, as it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Allowed.
@@ -46,6 +48,7 @@ pub enum Outcome {
 
 /// What happened. `kind` in JSON names the variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind")]
 pub enum Event {
     /// A call was decided. Recorded before its first byte leaves.
@@ -122,6 +125,7 @@ pub enum Event {
 
 /// Which way a call goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From the agent to the world.
@@ -132,6 +136,7 @@ pub enum Direction {
 
 /// A call and what was decided about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CallIntent {
     /// The call's id; its outcome carries the same.
     pub call: CallId,
@@ -185,6 +190,7 @@ pub struct CallIntent {
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CallOutcome {
     /// The call's id.
     pub call: CallId,
@@ -223,6 +229,7 @@ pub struct CallOutcome {
 
 /// What was captured of a call's bodies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Captured {
     /// Of what the agent sent, before secrets were put into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,6 +255,7 @@ impl Captured {
 
 /// A captured body.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CapturedBody {
     /// The length of the encrypted file.
     pub bytes: u64,
@@ -262,6 +270,7 @@ pub struct CapturedBody {
 
 /// A message of MCP or A2A.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RpcSaid {
     /// The method; `response` for an answer.
     pub method: String,
@@ -275,6 +284,7 @@ pub struct RpcSaid {
 
 /// What is asked of a database. It holds no constant of a statement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SqlAsked {
     /// The role of the session.
     pub user: String,
@@ -299,6 +309,7 @@ pub struct SqlAsked {
 
 /// What a call asks of a language model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LlmAsked {
     /// API and operation, such as `openai.chat`.
     pub api: String,
@@ -321,6 +332,7 @@ pub struct LlmAsked {
 
 /// What a language model used for a call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LlmUsed {
     /// The model that answered, as the answer names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,6 +12,7 @@ use crate::tiles;
 
 /// What a verification found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verification {
     /// Whether the log is whole.
     pub whole: bool,
@@ -25,6 +26,7 @@ pub struct Verification {
 
 /// The first bad place of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Problem {
     /// Number of the first entry concerned, where one can be named.
     pub entry: Option<u64>,

@@ -65,12 +65,15 @@ pub trait Subject {
 
 /// No content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 impl Subject for Nothing {}
 
 /// What a supervisor is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Hello {
     /// Its version.
     pub version: String,
@@ -84,6 +87,8 @@ pub struct Hello {
 
 /// An agent by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Named {
     /// Its name.
     pub agent: AgentName,
@@ -97,6 +102,7 @@ impl Subject for Named {
 
 /// Where an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It ended by itself with an error, or did not start.
@@ -130,6 +136,7 @@ impl State {
 
 /// An agent as a caller sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AgentView {
     /// Its name.
     pub agent: AgentName,
@@ -168,6 +175,8 @@ pub struct AgentView {
 
 /// What `up` and `build` need.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct UpRequest {
     /// The agent's folder, absolute.
     pub folder: PathBuf,
@@ -199,6 +208,8 @@ impl Subject for UpRequest {
 
 /// What `start` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct StartRequest {
     /// Which agent.
     pub agent: AgentName,
@@ -212,6 +223,7 @@ impl Subject for StartRequest {
 
 /// What happens during `up`, `build` and `start`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum UpEvent {
     /// The image is built.
@@ -227,6 +239,7 @@ pub enum UpEvent {
 
 /// What `up` reports at its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct UpReport {
     /// The agent.
     pub agent: AgentName,
@@ -251,6 +264,7 @@ pub struct UpReport {
 
 /// What one probe found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProbeView {
     /// The barrier or function.
     pub barrier: String,
@@ -262,6 +276,8 @@ pub struct ProbeView {
 
 /// What `stop` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct StopRequest {
     /// Which agent.
     pub agent: AgentName,
@@ -277,6 +293,8 @@ impl Subject for StopRequest {
 
 /// What `down` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct DownRequest {
     /// Which agent; `None`: all.
     pub agent: Option<AgentName>,
@@ -292,6 +310,8 @@ impl Subject for DownRequest {
 
 /// What `logs` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct LogsRequest {
     /// Which agent.
     pub agent: AgentName,
@@ -309,6 +329,7 @@ impl Subject for LogsRequest {
 
 /// A line that an agent printed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogLine {
     /// When.
     pub time: Timestamp,
@@ -320,6 +341,8 @@ pub struct LogLine {
 
 /// What `audit` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct AuditRequest {
     /// Only entries about this agent.
     pub agent: Option<AgentName>,
@@ -342,6 +365,7 @@ impl Subject for AuditRequest {
 
 /// An entry of the audit log with its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditLine {
     /// Its number in the log.
     pub index: u64,
@@ -387,6 +411,8 @@ pub struct Forgotten {
 
 /// What `explain` needs.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
     /// The entry's number.
     pub entry: u64,
@@ -400,6 +426,7 @@ impl Subject for ExplainRequest {
 
 /// Why a call was decided as it was.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// The entry.
     pub line: AuditLine,
@@ -415,6 +442,7 @@ pub struct Explanation {
 
 /// What `verify` found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifyAnswer {
     /// The verdict.
     #[serde(flatten)]
@@ -427,6 +455,8 @@ pub struct VerifyAnswer {
 
 /// What `secret` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct SecretRequest {
     /// The name under which manifests speak of it: `vault:NAME`.
     pub name: String,
@@ -442,6 +472,8 @@ impl Subject for SecretRequest {
 
 /// What `exec` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// Which agent.
     pub agent: AgentName,
@@ -459,6 +491,7 @@ impl Subject for ExecRequest {
 
 /// What a command inside says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExecEvent {
     /// It wrote to standard error.

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// The SHA-256 of some bytes, written `sha256:<hex>` as OCI does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Digest(
+    #[cfg_attr(feature = "schema", schemars(with = "String", regex(pattern = "^sha256:[0-9a-f]{64}$")))] [u8; 32],
+);
 
 impl Digest {
     /// Takes 32 raw digest bytes.

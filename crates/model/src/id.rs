@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 
 /// An agent's name: 1 to 40 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct AgentName(String);
+pub struct AgentName(
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")))] String,
+);
 
 /// Why a text is not an agent name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -77,6 +80,7 @@ macro_rules! timed_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(transparent)]
         pub struct $name(String);
 

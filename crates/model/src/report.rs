@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whose doing a failure is; decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// What was asked for cannot be: bad manifest, unknown agent, bad option.
@@ -41,6 +42,7 @@ pub trait Explain: std::error::Error {
 
 /// An error as it crosses the API and as it is printed, once, at the edge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Report {
     /// Stable code.
     pub code: String,

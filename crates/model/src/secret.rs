@@ -10,6 +10,7 @@ use zeroize::Zeroize;
 /// It serialises to its real value, because it must cross the pipe to the one gate that injects it;
 /// a log line or an audit entry must be built from [`fmt::Debug`] or not at all.
 #[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("writeOnly" = true)))]
 #[serde(transparent)]
 pub struct SecretText(String);
 

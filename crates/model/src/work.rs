@@ -81,6 +81,7 @@ pub trait Runner: Sync {
 
 /// How far a step is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Step {
     /// `lock`, `base`, `dependencies`, `app`, `validate`, `run`, …
     pub name: String,

@@ -328,13 +328,16 @@ impl World {
         fill(&database);
         let (certificate, key) = (folder.path().join("python.pem"), folder.path().join("python.key"));
         ca.issue(&[GRPC, MCP]).unwrap().write_pem(&certificate, &key).unwrap();
-        let mut python = Command::new(environment().join("bin/python"))
-            .arg(repository("tests/scenarios/upstreams/serve.py"))
-            .args([&certificate, &key, &folder.path().join("files")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut python = Command::new(
+            support::environment("upstreams", &repository("tests/scenarios/upstreams/requirements.txt"))
+                .join("bin/python"),
+        )
+        .arg(repository("tests/scenarios/upstreams/serve.py"))
+        .args([&certificate, &key, &folder.path().join("files")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
         let mut line = String::new();
         BufReader::new(python.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ports: Value = serde_json::from_str(&line).expect("the servers of Python print their ports");
@@ -374,27 +377,6 @@ fn fill(database: &Postgres) {
          grant all on items, notes to public;"
     );
     database.sql("sales", &sql).unwrap();
-}
-
-/// An environment with what the servers of Python need, made once for what is pinned.
-fn environment() -> PathBuf {
-    let pinned = fs::read_to_string(repository("tests/scenarios/upstreams/requirements.txt")).unwrap();
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("upstreams");
-    if fs::read_to_string(place.join("pinned")).is_ok_and(|made| made == pinned) {
-        return place;
-    }
-    let uv = std::env::var("RINGFENCE_UV").unwrap_or_else(|_| "uv".into());
-    let run = |args: &[&str]| {
-        let output = Command::new(&uv).args(args).output().unwrap_or_else(|e| panic!("cannot start `{uv}`: {e}"));
-        assert!(output.status.success(), "uv {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let _ = fs::remove_dir_all(&place);
-    run(&["venv", "--quiet", "--no-python-downloads", place.to_str().unwrap()]);
-    let requirements = repository("tests/scenarios/upstreams/requirements.txt");
-    let python = place.join("bin/python");
-    run(&["pip", "install", "--quiet", "--python", python.to_str().unwrap(), "-r", requirements.to_str().unwrap()]);
-    fs::write(place.join("pinned"), pinned).unwrap();
-    place
 }
 
 /// Two repositories of two commits each; one is granted.

@@ -32,7 +32,8 @@ use ringfence_fleet::api::{
 use ringfence_fleet::{Caller, Control, Sink};
 use ringfence_identity::Authority;
 use ringfence_image::Store;
-use ringfence_model::{AgentName, Fault, Report};
+use ringfence_model::report::one_line;
+use ringfence_model::{AgentName, Fault, Report, SecretText};
 use ringfence_sandbox::control::{Answer, Request, Shim};
 use ringfence_secrets::Vault;
 use tokio::net::UnixListener;
@@ -563,12 +564,16 @@ impl Control for Supervisor {
             && request.name.len() <= 64
             && request.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
         if !fit {
+            let name: String = request.name.chars().take(64).collect();
             return Err(Report::new(
                 "secret.name",
                 Fault::Caller,
-                format!("`{}` is not a name of a secret", request.name),
+                format!("`{}` is not a name of a secret", one_line(&name)),
             )
             .hint("use up to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`"));
+        }
+        if let Some(value) = &request.value {
+            check_secret(&request.name, value)?;
         }
         let facts = [("name", request.name.as_str()), ("change", if request.value.is_some() { "put" } else { "rm" })];
         let facts = facts.map(|(name, value)| (name.to_owned(), value.into()));
@@ -612,6 +617,16 @@ impl Control for Supervisor {
             tracing_line(&report.to_string());
         }
     }
+}
+
+/// Refuses what could not be put into a request. The command line looks too, before it asks.
+fn check_secret(name: &str, value: &SecretText) -> Result<(), Report> {
+    if ringfence_secrets::is_usable(value.reveal()) {
+        return Ok(());
+    }
+    Err(Report::new("secret.input", Fault::Caller, format!("cannot take secret `{name}`"))
+        .cause("it is empty, too long, or has several lines or control characters")
+        .hint("give one line of at most 64 KiB, or PEM"))
 }
 
 fn about(agent: &AgentName) -> serde_json::Map<String, serde_json::Value> {

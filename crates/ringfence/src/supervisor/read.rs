@@ -36,6 +36,9 @@ pub(super) async fn logs(
             return Ok(());
         }
     }
+    if request.follow {
+        sink.begin().await;
+    }
     while request.follow && !sink.is_closed() {
         let living = lives();
         if let Ok(mut file) = File::open(path) {
@@ -137,6 +140,7 @@ pub(super) async fn audit(
         if !request.follow {
             return Ok(());
         }
+        sink.begin().await;
         tokio::select! {
             () = sink.closed() => return Ok(()),
             changed = grown.changed() => if changed.is_err() { return Ok(()) },
@@ -313,6 +317,7 @@ pub(super) async fn exec(shim: Shim, request: ExecRequest, sink: Sink<ExecEvent>
     };
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe", &e));
     let ((in_reader, in_writer), (out_reader, out_writer), (err_reader, err_writer)) = (pipe()?, pipe()?, pipe()?);
+    sink.begin().await;
     let argv = request.argv.clone();
     let run =
         tokio::task::spawn_blocking(move || control::exec(&shim, &argv, &[], [in_reader, out_writer, err_writer]));

@@ -304,6 +304,26 @@ pub fn transcript(args: &[&str], output: &Output) -> String {
     text
 }
 
+/// An environment with what a file of requirements pins, made once.
+pub fn environment(name: &str, requirements: &Path) -> PathBuf {
+    let pinned = fs::read_to_string(requirements).unwrap();
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if fs::read_to_string(place.join("pinned")).is_ok_and(|made| made == pinned) {
+        return place;
+    }
+    let uv = std::env::var("RINGFENCE_UV").unwrap_or_else(|_| "uv".into());
+    let run = |args: &[&str]| {
+        let output = Command::new(&uv).args(args).output().unwrap_or_else(|e| panic!("cannot start `{uv}`: {e}"));
+        assert!(output.status.success(), "uv {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let _ = fs::remove_dir_all(&place);
+    run(&["venv", "--quiet", "--no-python-downloads", place.to_str().unwrap()]);
+    let python = place.join("bin/python");
+    run(&["pip", "install", "--quiet", "--python", python.to_str().unwrap(), "-r", requirements.to_str().unwrap()]);
+    fs::write(place.join("pinned"), pinned).unwrap();
+    place
+}
+
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

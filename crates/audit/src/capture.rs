@@ -16,6 +16,7 @@ pub const HEAD_BYTES: usize = MAGIC.len() + 1 + CALL_BYTES + 4;
 
 /// Which body of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
     /// What the agent sent.

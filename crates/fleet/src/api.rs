@@ -379,6 +379,8 @@ pub struct AuditLine {
 
 /// What `body` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct BodyRequest {
     /// The call.
     pub call: CallId,
@@ -394,6 +396,7 @@ impl Subject for BodyRequest {
 
 /// A captured body, which was held against the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BodyEvent {
     /// What the log says of it.
@@ -404,6 +407,7 @@ pub enum BodyEvent {
 
 /// What `forget` removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Forgotten {
     /// How much there was.
     pub bytes: u64,

@@ -6,7 +6,8 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as SocketAddrOfUnix, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -259,8 +260,13 @@ fn datagram(address: SocketAddr) -> Result<String, String> {
     }
 }
 
+/// `@NAME` is a socket without a file.
 fn reach_socket(path: &Path) -> Result<String, String> {
-    match UnixStream::connect(path) {
+    let reached = match path.to_str().and_then(|path| path.strip_prefix('@')) {
+        Some(name) => SocketAddrOfUnix::from_abstract_name(name).and_then(|name| UnixStream::connect_addr(&name)),
+        None => UnixStream::connect(path),
+    };
+    match reached {
         Ok(_) => Err(format!("`{}` could be reached", path.display())),
         Err(refusal) => Ok(word(&refusal)),
     }

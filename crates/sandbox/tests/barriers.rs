@@ -14,8 +14,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -232,7 +233,7 @@ fn whole_fence() {
 }
 
 /// The barriers that no single flag takes away, and the life of a sandbox.
-const TESTS: [(&str, fn()); 31] = [
+const TESTS: [(&str, fn()); 32] = [
     ("a_missing_file_system_maker_is_named_with_its_remedy", a_missing_mechanism_is_named),
     ("a_missing_program_is_named", a_missing_program_is_named),
     ("an_agent_that_is_held_does_nothing_until_it_is_started", a_held_agent_does_nothing),
@@ -259,6 +260,7 @@ const TESTS: [(&str, fn()); 31] = [
     ("the_agent_is_stopped_with_grace", the_agent_is_stopped_with_grace),
     ("the_network_is_open_without_capture", the_network_is_open_without_capture),
     ("the_network_leads_to_the_gate_alone", the_network_leads_to_the_gate_alone),
+    ("a_socket_of_the_host_without_a_file_is_out_of_reach", a_socket_of_the_host_without_a_file_is_out_of_reach),
     ("the_supervisor_s_socket_is_out_of_reach", the_supervisor_s_socket_is_out_of_reach),
     ("the_supervisor_s_socket_is_reached_where_it_is_mounted", the_supervisor_s_socket_is_reached_where_mounted),
     ("what_the_agent_prints_and_how_it_ends_is_kept", what_the_agent_prints_is_kept),
@@ -348,6 +350,10 @@ fn the_supervisor_s_socket_is_out_of_reach() {
     for found in sandbox.attack(Targets { sockets, ..Targets::default() }) {
         assert!(found.held, "{found:?}");
     }
+    let (_, mounts) = sandbox.sh("cat /proc/self/mountinfo");
+    for held in [&folder, &sandbox.spec.run_dir] {
+        assert!(mounts.contains(" / ") && !mounts.contains(held.to_str().unwrap()), "{mounts}");
+    }
 }
 
 fn the_supervisor_s_socket_is_reached_where_mounted() {
@@ -360,6 +366,22 @@ fn the_supervisor_s_socket_is_reached_where_mounted() {
     let targets = Targets { sockets: vec!["/app/sockets/supervisor.sock".into()], ..Targets::default() };
     let found = by_barrier(sandbox.attack(targets)).remove("supervisor-socket").unwrap();
     assert!(!found.held, "{found:?}");
+}
+
+/// Nothing of ours listens without a file; of what else on the host does, nothing is reached.
+fn a_socket_of_the_host_without_a_file_is_out_of_reach() {
+    let name = format!("ringfence-barriers-{}", std::process::id());
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let sockets = vec![PathBuf::from(format!("@{name}"))];
+    let attacked = |fence| {
+        let targets = Targets { sockets: sockets.clone(), ..Targets::default() };
+        by_barrier(Sandbox::fenced(fence).attack(targets)).remove("supervisor-socket").unwrap()
+    };
+    let found = attacked(Fence::default());
+    assert!(found.held, "{found:?}");
+    let found = attacked(without(&[Network, Landlock]));
+    assert!(!found.held, "with the barriers off: {found:?}");
+    drop(listener);
 }
 
 fn the_agent_has_a_strange_uid() {

@@ -28,6 +28,7 @@ impl Control for Fake {
         apply(UpRequest) -> AgentView;
         down(DownRequest) -> Nothing;
         explain(ExplainRequest) -> Explanation;
+        forget(Named) -> Forgotten;
         secret(SecretRequest) -> Nothing;
         shutdown(Nothing) -> Nothing;
     }
@@ -64,6 +65,10 @@ impl Control for Fake {
     async fn audit(&self, _: Caller, _: AuditRequest, sink: Sink<AuditLine>) -> Result<(), Report> {
         sink.begin().await;
         sink.closed().await;
+        Ok(())
+    }
+
+    async fn body(&self, _: Caller, _: BodyRequest, _: Sink<BodyEvent>) -> Result<(), Report> {
         Ok(())
     }
 

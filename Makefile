@@ -12,7 +12,7 @@ setup: ## install what building and running needs and is not there
 	@tools/setup
 
 build: setup ## build the release binary
-	cargo build --release --locked --bin ringfence --bin demo
+	cargo build --release --locked -p ringfence -p ringfence-testkit --bin ringfence --bin demo
 
 demo: build ## run the main job: an agent in its fence, attacked, and the proof
 	@export RINGFENCE_UV="$$(tools/setup --uv)"; exec target/release/demo --ringfence target/release/ringfence --example examples/analyst

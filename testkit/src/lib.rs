@@ -10,7 +10,8 @@
 //!   [`claude_server`]: one that speaks as Anthropic's does
 //! - [`manifest`]: an example's manifest, with its upstreams on this machine
 //! - [`site`]: a web site with a report on it, and an instruction hidden in the report
-//! - [`web`]: a web server for clients of many kinds; [`git`]: repositories over HTTP; [`postgres`]: a database
+//! - [`web`]: a web server for clients of many kinds; [`git`]: repositories over HTTP; [`postgres`]: a database;
+//!   [`sshd`]: repositories over SSH
 //! - [`canary`]: listeners where stolen data would arrive
 //! - [`streamlit`]: a person at a browser, for Streamlit's pages; [`streamlit_proto`]: the messages it speaks
 
@@ -23,6 +24,7 @@ pub mod manifest;
 pub mod model_server;
 pub mod postgres;
 pub mod site;
+pub mod sshd;
 pub mod streamlit;
 // One file for the product's page probe and this person at a browser.
 #[path = "../../crates/ringfence/src/supervisor/streamlit_proto.rs"]

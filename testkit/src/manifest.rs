@@ -44,7 +44,10 @@ pub fn derive(text: &str, played: &[Played], ca: &Path) -> Result<String, String
             let grants = item.and_then(Item::as_array_of_tables_mut).into_iter().flat_map(|grants| grants.iter_mut());
             let led = grants.filter(|grant| names(grant, host)).map(|grant| {
                 grant.insert("connect_to", value(address.to_string()));
-                grant.insert("ca", value(ca));
+                // SSH has none: the grant itself names the host's key.
+                if grant.get("protocol").and_then(Item::as_str) != Some("ssh") {
+                    grant.insert("ca", value(ca));
+                }
             });
             led.count()
         };

@@ -142,7 +142,7 @@ pub struct CallIntent {
     pub call: CallId,
     /// Which way.
     pub direction: Direction,
-    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`.
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`, `ssh`.
     pub protocol: String,
     /// Host as policy saw it, or the address where no name was given.
     pub host: String,
@@ -166,6 +166,9 @@ pub struct CallIntent {
     /// The session with a database, or the statement in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<Box<SqlAsked>>,
+    /// The command of git over SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<Box<GitAsked>>,
     /// Allow or deny.
     pub decision: Outcome,
     /// Stable code of the reason, such as `grant`, `no_grant`, `private_address`, `host_mismatch`.
@@ -307,6 +310,25 @@ pub struct SqlAsked {
     pub digest: Option<String>,
 }
 
+/// What is asked of a git host over SSH.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GitAsked {
+    /// The user that the gate is there.
+    pub user: String,
+    /// `fetch`, `push` or `archive`; empty for what is no command of git.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub operation: String,
+    /// The repository, without `.git` at its end.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub repository: String,
+    /// What a push changes, each as `change ref`; empty for the command itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refs: Vec<String>,
+    /// What was asked for where it is no command of git, at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
+}
+
 /// What a call asks of a language model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -410,6 +432,7 @@ mod tests {
                 llm: None,
                 rpc: vec![],
                 sql: None,
+                git: None,
                 decision: Outcome::Deny,
                 reason: "no_grant".into(),
                 why: "no grant covers evil.example".into(),

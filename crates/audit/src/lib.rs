@@ -24,8 +24,8 @@ pub mod verify;
 
 pub use checkpoint::{Checkpoint, Signer, Verifier};
 pub use entry::{
-    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Entry, Event, LlmAsked, LlmUsed, Outcome, RpcSaid,
-    SqlAsked,
+    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Entry, Event, GitAsked, LlmAsked, LlmUsed, Outcome,
+    RpcSaid, SqlAsked,
 };
 pub use log::{Log, LogError, Moved};
 pub use spool::{Origin, Record, RecordError, Spool};

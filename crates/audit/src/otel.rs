@@ -135,6 +135,9 @@ fn name(intent: &CallIntent) -> String {
     if let Some([verb]) = intent.sql.as_ref().map(|sql| &sql.verbs[..]) {
         return verb.clone();
     }
+    if let Some(git) = intent.git.as_ref().filter(|git| !git.operation.is_empty()) {
+        return format!("git {}", git.operation);
+    }
     intent.method.clone().unwrap_or_else(|| intent.protocol.clone())
 }
 
@@ -201,6 +204,11 @@ fn attributes(intent: &CallIntent, outcome: Option<&CallOutcome>) -> Vec<Value> 
             all.text("db.operation.name", verb.as_str());
         }
         all.list("ringfence.sql_classes", &sql.classes);
+    }
+    if let Some(git) = &intent.git {
+        let of_git = [("ringfence.git_operation", &git.operation), ("ringfence.git_repository", &git.repository)];
+        of_git.into_iter().filter(|(_, text)| !text.is_empty()).for_each(|(key, text)| all.text(key, text.as_str()));
+        all.list("ringfence.git_refs", &git.refs);
     }
     if let [said] = &intent.rpc[..] {
         all.text("mcp.method.name", &said.method);

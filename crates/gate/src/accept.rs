@@ -24,7 +24,7 @@ use crate::identify::{self, ClientHello, Speech};
 use crate::record::Subject;
 use crate::resolver::Meaning;
 use crate::stream::{Gather, ReadAhead};
-use crate::{Gate, decide, postgres, proxy, relay, resolver, tcp};
+use crate::{Gate, decide, postgres, proxy, relay, resolver, ssh, tcp};
 
 /// How long a client may take to say its first words. Servers of some protocols speak first; those end here.
 const FIRST_WORDS: Duration = Duration::from_secs(8);
@@ -187,6 +187,7 @@ where
         // No grant for HTTP is a route of this kind.
         spoken::Protocol::Http => {}
         spoken::Protocol::Postgres(_) => postgres::serve(gate, stream, host, port).await,
+        spoken::Protocol::Ssh(_) => ssh::serve(gate, stream, host, port).await,
         spoken::Protocol::Tcp(_) => tcp::serve(gate, stream, host, port).await,
     }
 }
@@ -320,6 +321,7 @@ where
         after: None,
         trace: None,
         sql: None,
+        git: None,
     };
     let account = match call::account(&gate, Amounts::CALL, Behalf::default()).await {
         Ok(account) => account,

@@ -439,6 +439,7 @@ fn subject(line: &Line, parts: &Parts, websocket: bool) -> Subject {
         after: None,
         trace: trace::of(&parts.headers),
         sql: None,
+        git: None,
     }
 }
 

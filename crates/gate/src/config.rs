@@ -205,12 +205,17 @@ pub struct Fds {
     pub ready: i32,
 }
 
-/// What the process says, a line each: first its certificate, then that it is up; or, at any point, why it is not.
+/// What the process says, a line each: first what the agent must trust, then that it is up; or, at any point, why it is not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// The agent must trust this certificate. Nothing is served yet.
-    CaPem(String),
+    /// The agent must trust these. Nothing is served yet.
+    Trust {
+        /// The authority's certificate.
+        ca_pem: String,
+        /// The key of the authority for hosts of SSH.
+        ssh_authority: String,
+    },
     /// It is up.
     Up,
     /// It is not, and nothing was let through.

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::request::Parts;
 use ringfence_model::HostName;
 use ringfence_model::manifest::{Scheme, TlsMode};
-use ringfence_policy::{Decision, Denial, HttpRequest, LlmCall, Permit, Policy, PostgresQuery, Request};
+use ringfence_policy::{
+    Decision, Denial, HttpRequest, LlmCall, Permit, Policy, PostgresQuery, Request, SshExec, SshPush,
+};
 
 /// What becomes of a new connection.
 ///
@@ -60,6 +62,22 @@ pub fn statement(
     functions: &[String],
 ) -> Result<Permit, Denial> {
     permit(policy.decide(&Request::PostgresQuery(PostgresQuery { host, port, classes, functions })))
+}
+
+/// Decides about a command of git over SSH.
+///
+/// # Errors
+/// The denial.
+pub fn git(policy: &Policy, exec: SshExec<'_>) -> Result<Permit, Denial> {
+    permit(policy.decide(&Request::SshExec(exec)))
+}
+
+/// Decides about a ref that is pushed over SSH.
+///
+/// # Errors
+/// The denial.
+pub fn push(policy: &Policy, push: SshPush<'_>) -> Result<Permit, Denial> {
+    permit(policy.decide(&Request::SshPush(push)))
 }
 
 /// What the policy is asked about an HTTP request.

@@ -184,6 +184,7 @@ impl<S: Sockets> Ingress<S> {
             after: None,
             trace: trace::of(&parts.headers),
             sql: None,
+            git: None,
         };
         let standing = self.standing(&parts);
         let own_rule = self.host_named(&parts).and_then(|()| self.same_origin(&parts, websocket));

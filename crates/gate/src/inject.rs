@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use ringfence_model::SecretText;
 use ringfence_model::manifest::Place;
 use ringfence_policy::Denial;
+use russh::keys::PrivateKey;
 use rustls::ClientConfig;
 
 use crate::config::CredentialLease;
@@ -42,6 +43,7 @@ enum Kind {
     Plain,
     Signed(Keys),
     Token(Box<Tokens>),
+    SshKey(Arc<PrivateKey>),
 }
 
 /// What of a request goes before its body.
@@ -116,6 +118,10 @@ impl Credential {
             // It goes into handshakes, never into a call, so no answer can hold it.
             return Ok(Self { lease: lease.clone(), masks: own(&[]), kind: Kind::Plain });
         }
+        if lease.place == Place::SshKey {
+            let key = crate::ssh::host::private_key(lease.secret.reveal())?;
+            return Ok(Self { lease: lease.clone(), masks: own(&[]), kind: Kind::SshKey(Arc::new(key)) });
+        }
         let tokens = Tokens::read(name, &lease.place, &lease.secret, &lease.placeholder, tls)?;
         if tokens.is_none() && lease.secret.reveal().chars().any(char::is_control) {
             return Err("it has a control character");
@@ -152,6 +158,15 @@ impl Credential {
         &self.lease
     }
 
+    /// The key, if it is one for SSH.
+    #[must_use]
+    pub fn ssh_key(&self) -> Option<Arc<PrivateKey>> {
+        match &self.kind {
+            Kind::SshKey(key) => Some(Arc::clone(key)),
+            _ => None,
+        }
+    }
+
     /// What stands for the body in a signature; `None` for places that sign nothing.
     ///
     /// # Errors
@@ -173,7 +188,7 @@ impl Credential {
             Place::Basic { .. } | Place::GithubApp(_) | Place::GoogleServiceAccount(_) | Place::Oauth2(_) => {
                 head.headers.remove(AUTHORIZATION);
             }
-            Place::ClientCertificate | Place::Form { .. } | Place::Json { .. } | Place::Password => {}
+            Place::ClientCertificate | Place::Form { .. } | Place::Json { .. } | Place::Password | Place::SshKey => {}
             Place::Header { name, .. } => {
                 head.headers.remove(name.as_str());
             }
@@ -257,7 +272,9 @@ impl Credential {
             }
             // It is in the body already.
             (_, Place::Form { .. } | Place::Json { .. }) => {}
-            (Kind::Plain | Kind::Signed(_), _) => return Err(failed("its place needs something else")),
+            (Kind::Plain | Kind::Signed(_) | Kind::SshKey(_), _) => {
+                return Err(failed("its place needs something else"));
+            }
         }
         Ok((EchoGuard::new(Arc::clone(&self.masks), Hold::All), chunks))
     }

@@ -35,6 +35,7 @@
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
 //! - [`postgres`]: sessions with databases, statement by statement
+//! - [`ssh`]: git over SSH, command by command
 //! - [`tcp`]: connections that nobody looks into
 //! - [`upstream_proxy`]: whom calls go through, where the operator says so; [`doh`]: DNS inside HTTPS
 //! - [`ingress`]: people come in
@@ -79,6 +80,7 @@ pub mod resolver;
 pub mod room;
 pub mod rpc;
 pub mod sigv4;
+pub mod ssh;
 mod stream;
 pub mod tcp;
 pub mod tls;
@@ -119,6 +121,7 @@ pub struct Gate {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) rates: tcp::Rates,
     pub(crate) sessions: postgres::cancel::Sessions,
+    pub(crate) git_sessions: ssh::Sessions,
     pub(crate) ledger: Arc<budget::Ledger>,
     pub(crate) servers: Arc<rpc::Servers>,
     pub(crate) captures: Arc<capture::Store>,
@@ -134,6 +137,7 @@ struct Shared {
     dialler: Arc<dial::Dialler>,
     connections: Arc<Semaphore>,
     sessions: postgres::cancel::Sessions,
+    git_sessions: ssh::Sessions,
     servers: Arc<rpc::Servers>,
     captures: Arc<capture::Store>,
     current: Arc<reload::Current>,
@@ -206,6 +210,14 @@ pub enum GateError {
         #[source]
         source: tls::TlsError,
     },
+    /// A key of a git host is none.
+    #[error("grant {number} says how its host is known, and it cannot be read: {why}")]
+    HostKey {
+        /// 1-based number of the grant.
+        number: usize,
+        /// Why.
+        why: String,
+    },
     /// A grant names a credential that was not leased.
     #[error("grant {number} names credential `{credential}`, and no lease for it was given")]
     NoLease {
@@ -238,6 +250,7 @@ impl Explain for GateError {
         match self {
             Self::Budget { .. } => "gate.budget",
             Self::Capture(_) => "gate.capture",
+            Self::HostKey { .. } => "gate.host_key",
             Self::NoLease { .. } => "gate.no_lease",
             Self::Policy { source, .. } => source.code(),
             Self::Resolver(_) => "gate.resolver",
@@ -253,7 +266,7 @@ impl Explain for GateError {
             Self::NoLease { .. } => Fault::Us,
             Self::Policy { source, .. } => source.fault(),
             Self::Resolver(_) | Self::UpstreamProxy { .. } => Fault::Host,
-            Self::Capture(AgeError::Recipient(_)) | Self::Secret { .. } => Fault::Caller,
+            Self::Capture(AgeError::Recipient(_)) | Self::HostKey { .. } | Self::Secret { .. } => Fault::Caller,
             Self::Capture(_) => Fault::Host,
             Self::Tls { source, .. } => source.fault(),
         }
@@ -263,6 +276,9 @@ impl Explain for GateError {
         match self {
             Self::Capture(AgeError::Recipient(_)) => {
                 Some("make a key with `age-keygen`, and write its public key".into())
+            }
+            Self::HostKey { .. } => {
+                Some("write `KIND BASE64` as in known_hosts, or `SHA256:` and the fingerprint".into())
             }
             Self::Policy { source, .. } => source.hint(),
             Self::Secret { .. } => {
@@ -353,6 +369,7 @@ impl Gate {
             dialler: Arc::new(dialler.going(proxy, barriers.addresses)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             sessions: postgres::cancel::Sessions::default(),
+            git_sessions: ssh::Sessions::default(),
             servers: Arc::default(),
             captures: Arc::default(),
             current: Arc::default(),
@@ -408,6 +425,7 @@ impl Gate {
             dialler: Arc::clone(&self.dialler),
             connections: Arc::clone(&self.connections),
             sessions: self.sessions.clone(),
+            git_sessions: self.git_sessions.clone(),
             servers: Arc::clone(&self.servers),
             captures: Arc::clone(&self.captures),
             current: Arc::clone(&self.current),
@@ -436,6 +454,7 @@ impl Gate {
         for recipient in config.grants.iter().filter_map(|grant| grant.capture.as_ref()).flat_map(|c| &c.to) {
             age::check(recipient).map_err(GateError::Capture)?;
         }
+        ssh::host::check_all(&config.grants).map_err(|(number, why)| GateError::HostKey { number, why })?;
         let budget = |why: String| GateError::Budget { agent: agent.clone(), why };
         let ledger = budget::Ledger::of(config, counters).map_err(budget)?;
         let tls = |source| GateError::Tls { agent: agent.clone(), source };
@@ -444,8 +463,19 @@ impl Gate {
             Some(before) => tls::Trust::load_after(&config.grants, &credentials, before, config.system_pem.as_deref()),
         }
         .map_err(tls)?;
-        let Shared { recorder, names, authority, dialler, connections, sessions, servers, captures, current, barriers } =
-            shared;
+        let Shared {
+            recorder,
+            names,
+            authority,
+            dialler,
+            connections,
+            sessions,
+            git_sessions,
+            servers,
+            captures,
+            current,
+            barriers,
+        } = shared;
         let pool = Arc::new(relay::Pool::default());
         let idle = Arc::downgrade(&pool);
         dialler.room_made_by(move || idle.upgrade().iter().for_each(|pool| pool.drop_idle()));
@@ -463,6 +493,7 @@ impl Gate {
             connections,
             rates: tcp::Rates::new(&config.grants),
             sessions,
+            git_sessions,
             ledger: Arc::new(ledger),
             servers,
             captures,
@@ -475,6 +506,12 @@ impl Gate {
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         self.authority.ca_pem()
+    }
+
+    /// The key of the authority that the agent must believe for hosts that speak SSH, as OpenSSH writes it.
+    #[must_use]
+    pub fn ssh_authority(&self) -> &str {
+        self.authority.ssh().public()
     }
 
     /// The names that have addresses so far.

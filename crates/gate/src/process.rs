@@ -111,7 +111,9 @@ fn prepare(mut config: GateConfig, ready: &mut File) -> Result<Prepared, Report>
         fd::adopt(number).map_err(|e| host(&format!("use the inherited descriptor {number} ({what})")).because(&e))
     };
     let authority = Gate::authority(&config)?;
-    tell(ready, &Ready::CaPem(authority.ca_pem().to_owned())).map_err(|e| host("tell the certificate").because(&e))?;
+    let trust =
+        Ready::Trust { ca_pem: authority.ca_pem().to_owned(), ssh_authority: authority.ssh().public().to_owned() };
+    tell(ready, &trust).map_err(|e| host("tell the certificate").because(&e))?;
     raise_open_files();
     let fds = std::mem::take(&mut config.fds);
     let take_all =

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use ringfence_audit::capture::Way;
 use ringfence_audit::{
-    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Event, LlmAsked, LlmUsed, Outcome, Record, RecordError,
-    RpcSaid, SqlAsked,
+    CallIntent, CallOutcome, Captured, CapturedBody, Direction, Event, GitAsked, LlmAsked, LlmUsed, Outcome, Record,
+    RecordError, RpcSaid, SqlAsked,
 };
 use ringfence_model::{CallId, Digest};
 use ringfence_policy::{Denial, Permit};
@@ -53,7 +53,7 @@ type Again = (&'static str, String, Option<String>);
 pub struct Subject {
     /// Which way.
     pub direction: Direction,
-    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`.
+    /// `http/1.1`, `h2`, `websocket`, `tls-passthrough`, `tcp`, `postgres`, `ssh`.
     pub protocol: &'static str,
     /// Host as policy sees it.
     pub host: String,
@@ -75,6 +75,8 @@ pub struct Subject {
     pub trace: Option<String>,
     /// What it asks of a database.
     pub sql: Option<SqlAsked>,
+    /// What it asks of a git host.
+    pub git: Option<GitAsked>,
 }
 
 impl Subject {
@@ -94,6 +96,7 @@ impl Subject {
             after: None,
             trace: None,
             sql: None,
+            git: None,
         }
     }
 }
@@ -316,6 +319,7 @@ fn intent(call: CallId, subject: Subject, decision: Outcome) -> CallIntent {
         llm: subject.llm.map(Box::new),
         rpc: subject.rpc,
         sql: subject.sql.map(Box::new),
+        git: subject.git.map(Box::new),
         decision,
         reason: String::new(),
         why: String::new(),

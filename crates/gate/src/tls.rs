@@ -101,6 +101,7 @@ fn agents_provider() -> Arc<CryptoProvider> {
 /// Signs certificates for the names that the agent may reach.
 pub struct Authority {
     ca_pem: String,
+    ssh: crate::ssh::host::Authority,
     issuer: Issuer<'static, KeyPair>,
     leaf_key: KeyPair,
     provider: Arc<CryptoProvider>,
@@ -126,6 +127,7 @@ impl Authority {
         let ca_pem = params.self_signed(&ca_key).map_err(failed)?.pem();
         Ok(Self {
             ca_pem,
+            ssh: crate::ssh::host::Authority::generate().map_err(|_| TlsError::Random)?,
             issuer: Issuer::new(params, ca_key),
             leaf_key: key()?,
             provider: agents_provider(),
@@ -138,6 +140,12 @@ impl Authority {
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// The same for hosts that speak SSH.
+    #[must_use]
+    pub const fn ssh(&self) -> &crate::ssh::host::Authority {
+        &self.ssh
     }
 
     /// What the gate shows an agent that speaks to `host`. Ask only for hosts that the policy could allow.
@@ -292,7 +300,7 @@ impl Trust {
         let opened = |g: &Grant| match &g.protocol {
             Protocol::Http => g.scheme == Scheme::Https && g.tls == TlsMode::Inspect,
             Protocol::Postgres(rules) => rules.tls == PostgresTls::Require,
-            Protocol::Tcp(_) => false,
+            Protocol::Ssh(_) | Protocol::Tcp(_) => false,
         };
         let needed = grants.iter().any(|g| opened(g) && g.ca_pem.is_none());
         let system = needed.then(host).transpose()?;

@@ -134,7 +134,7 @@ fn start(mut config: GateConfig, ingress: Option<TcpListener>) -> Running {
     word.read_line(&mut line).unwrap();
     let mut certificate = None;
     let mut ready = serde_json::from_str(&line).ok();
-    if let Some(Ready::CaPem(pem)) = ready {
+    if let Some(Ready::Trust { ca_pem: pem, .. }) = ready {
         certificate = Some(pem);
         line.clear();
         word.read_line(&mut line).unwrap();

@@ -7,16 +7,19 @@
 //! TCP git.example.org:22                   a connection that nobody looks into
 //! POSTGRES db.example.org:5432             a session with a database
 //! POSTGRES db.example.org:5432 write       a statement in it that does this
+//! SSH git.example.org fetch acme/site      a command of git with a repository
+//! SSH git.example.org push acme/site update refs/heads/main
+//!                                          a ref that a push changes
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-use ringfence_model::manifest::Scheme;
+use ringfence_model::manifest::{GitOperation, RefChange, Scheme, bare_name};
 use ringfence_model::{Explain, Fault, HostName};
 
 use crate::other::PostgresQuery;
-use crate::{HttpRequest, LlmCall, Request};
+use crate::{HttpRequest, LlmCall, Request, SshExec, SshPush};
 
 /// What a statement may do, in words.
 const CLASSES: [&str; 6] = ["ddl", "other", "select", "session", "transaction", "write"];
@@ -39,6 +42,7 @@ pub struct Call {
 enum Kind {
     Dns,
     Postgres { classes: Vec<&'static str> },
+    Ssh { operation: GitOperation, repository: String, push: Option<(RefChange, String)> },
     Tcp,
     Tls,
     Http { method: String, https: bool, path: String },
@@ -63,7 +67,8 @@ impl Explain for CallError {
 
     fn hint(&self) -> Option<String> {
         Some(
-            "write `GET https://host/path`, `DNS name`, `POSTGRES host:port`, `TCP host:port` or `TLS host:port`"
+            "write `GET https://host/path`, `DNS name`, `POSTGRES host:port`, `SSH host fetch repository`, \
+             `TCP host:port` or `TLS host:port`"
                 .into(),
         )
     }
@@ -85,6 +90,11 @@ impl FromStr for Call {
                 let classes = words.map(class).collect::<Option<Vec<_>>>();
                 let classes = classes.ok_or_else(|| bad("it names no known kind of statement"))?;
                 (Kind::Postgres { classes }, authority, Some(5432))
+            }
+            "SSH" => {
+                let words: Vec<&str> = rest.split_whitespace().collect();
+                let (authority, kind) = ssh(&words).ok_or_else(|| bad("it is not `host operation repository`"))?;
+                (kind, authority, Some(22))
             }
             "TCP" => (Kind::Tcp, rest, None),
             "TLS" => (Kind::Tls, rest, None),
@@ -130,6 +140,12 @@ impl fmt::Display for Call {
                     write!(f, " {class}")?;
                 }
             }
+            Kind::Ssh { operation, repository, push } => {
+                write!(f, "SSH {bracketed}:{} {} {repository}", self.port, operation.word())?;
+                if let Some((change, name)) = push {
+                    write!(f, " {} {name}", change.word())?;
+                }
+            }
             Kind::Tcp => write!(f, "TCP {bracketed}:{}", self.port)?,
             Kind::Tls => write!(f, "TLS {bracketed}:{}", self.port)?,
             Kind::Http { method, https, path } => {
@@ -160,6 +176,12 @@ impl Call {
             Kind::Dns => Request::DnsResolve { host },
             Kind::Postgres { classes } if classes.is_empty() => Request::PostgresConnect { host, port },
             Kind::Postgres { classes } => Request::PostgresQuery(PostgresQuery { host, port, classes, functions: &[] }),
+            Kind::Ssh { operation, repository, push: None } => {
+                Request::SshExec(SshExec { host, port, operation: *operation, repository })
+            }
+            Kind::Ssh { repository, push: Some((change, name)), .. } => {
+                Request::SshPush(SshPush { host, port, repository, name, change: *change })
+            }
             Kind::Tcp => Request::TcpConnect { host, port },
             Kind::Tls => Request::TlsConnect { host, port },
             Kind::Http { method, https, path } => Request::Http(HttpRequest {
@@ -174,6 +196,22 @@ impl Call {
             }),
         }
     }
+}
+
+/// `host operation repository`, and for a ref that is pushed `change ref`.
+fn ssh<'a>(words: &[&'a str]) -> Option<(&'a str, Kind)> {
+    let (&[authority, operation, repository], rest) = words.split_first_chunk::<3>()?;
+    let operation = GitOperation::ALL.into_iter().find(|one| one.word() == operation)?;
+    let push = match rest {
+        [] => None,
+        [change, name] if operation == GitOperation::Push => {
+            let change = RefChange::ALL.into_iter().find(|one| one.word() == *change)?;
+            Some((change, (*name).to_owned()))
+        }
+        _ => return None,
+    };
+    let repository = bare_name(repository)?.to_owned();
+    Some((authority, Kind::Ssh { operation, repository, push }))
 }
 
 #[cfg(test)]
@@ -194,6 +232,8 @@ mod tests {
             ("TLS a.example:443", "TLS a.example:443"),
             ("TCP A.example:22", "TCP a.example:22"),
             ("POSTGRES a.example", "POSTGRES a.example:5432"),
+            ("SSH a.example fetch acme/site.git", "SSH a.example:22 fetch acme/site"),
+            ("SSH a.example:2222 push /x update refs/heads/y", "SSH a.example:2222 push /x update refs/heads/y"),
             ("POSTGRES a.example:1  write select", "POSTGRES a.example:1 write select"),
         ] {
             assert_eq!(text.parse::<Call>().unwrap().to_string(), shown);
@@ -208,6 +248,10 @@ mod tests {
             "TCP a.example",
             "POSTGRES",
             "POSTGRES a.example drop",
+            "SSH a.example fetch",
+            "SSH a.example shell x",
+            "SSH a.example fetch x update y",
+            "SSH a.example push x break y",
             "GET https://a:x/",
         ] {
             assert!(text.parse::<Call>().is_err(), "{text}");
@@ -216,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic_and_what_is_shown_is_read_again(text in "(GET|DNS|TCP|TLS|POSTGRES|[A-Z]{0,3}) ?(https?://)?\\PC{0,30}") {
+        fn no_text_makes_it_panic_and_what_is_shown_is_read_again(text in "(GET|DNS|TCP|TLS|POSTGRES|SSH a fetch|SSH|[A-Z]{0,3}) ?(https?://)?\\PC{0,30}") {
             if let Ok(call) = text.parse::<Call>() {
                 let again: Call = call.to_string().parse().unwrap();
                 prop_assert_eq!(again, call);

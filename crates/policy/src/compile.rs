@@ -8,12 +8,12 @@ use cedar_policy::{
     Effect, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet, Schema, ValidationMode, Validator,
 };
 use ringfence_inspect::schema::Schema as ArgumentSchema;
-use ringfence_model::manifest::{Grant, LlmRules, Protocol, RpcRules, Scheme, TlsMode};
+use ringfence_model::manifest::{GitOperation, Grant, LlmRules, Protocol, RpcRules, Scheme, TlsMode};
 use ringfence_model::report::one_line;
 use ringfence_model::{AgentName, Explain, Fault, HostName, HostPattern};
 
 use crate::index::Index;
-use crate::{other, path};
+use crate::{other, path, ssh};
 
 /// The schema that every rule is checked against, in Cedar's schema language.
 pub const SCHEMA: &str = include_str!("../../../policies/ringfence.cedarschema");
@@ -48,12 +48,14 @@ pub(crate) enum Action {
     PostgresQuery,
     RpcCall,
     SecretUse,
+    SshExec,
+    SshPush,
     TcpConnect,
     TlsConnect,
 }
 
 impl Action {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::DnsResolve,
         Self::HttpRequest,
         Self::IngressRequest,
@@ -63,6 +65,8 @@ impl Action {
         Self::TcpConnect,
         Self::PostgresConnect,
         Self::PostgresQuery,
+        Self::SshExec,
+        Self::SshPush,
     ];
 
     pub(crate) const fn word(self) -> &'static str {
@@ -74,6 +78,8 @@ impl Action {
             Self::PostgresQuery => "postgres:query",
             Self::RpcCall => "rpc:call",
             Self::SecretUse => "secret:use",
+            Self::SshExec => "ssh:exec",
+            Self::SshPush => "ssh:push",
             Self::TcpConnect => "tcp:connect",
             Self::TlsConnect => "tls:connect",
         }
@@ -90,6 +96,8 @@ impl Action {
             Self::TcpConnect => 6,
             Self::PostgresConnect => 7,
             Self::PostgresQuery => 8,
+            Self::SshExec => 9,
+            Self::SshPush => 10,
         }
     }
 }
@@ -358,7 +366,7 @@ impl Names {
     }
 
     pub(crate) fn action(&self, action: Action) -> EntityUid {
-        let [dns, http, ingress, secret, tls, rpc, tcp, session, query] = &self.actions;
+        let [dns, http, ingress, secret, tls, rpc, tcp, session, query, exec, push] = &self.actions;
         match action {
             Action::DnsResolve => dns,
             Action::HttpRequest => http,
@@ -369,6 +377,8 @@ impl Names {
             Action::TcpConnect => tcp,
             Action::PostgresConnect => session,
             Action::PostgresQuery => query,
+            Action::SshExec => exec,
+            Action::SshPush => push,
         }
         .clone()
     }
@@ -424,19 +434,29 @@ fn grant_rules(agent: &AgentName, number: usize, grant: &Grant, hosts: Hosts) ->
         rules.push(rule(format!("grant-{number}/dns"), Action::DnsResolve, Vec::new()));
     }
     let port = format!("resource.port == {}", grant.port);
+    let with_port =
+        |conditions: Vec<String>| -> Vec<String> { std::iter::once(port.clone()).chain(conditions).collect() };
+    if let (Protocol::Postgres(_) | Protocol::Ssh(_), Some(credential)) = (&grant.protocol, &grant.credential) {
+        let scheme = format!("context.scheme == {}", quoted(grant.protocol.word()));
+        let conditions = with_port(vec![scheme, format!("context.credential == {}", quoted(credential))]);
+        rules.push(rule(format!("grant-{number}/secret"), Action::SecretUse, conditions));
+    }
     match &grant.protocol {
         Protocol::Http => {}
         Protocol::Postgres(postgres) => {
-            let with_port = |conditions: Vec<String>| std::iter::once(port.clone()).chain(conditions).collect();
-            if let Some(credential) = &grant.credential {
-                let conditions =
-                    ["context.scheme == \"postgres\"".into(), format!("context.credential == {}", quoted(credential))];
-                rules.push(rule(format!("grant-{number}/secret"), Action::SecretUse, with_port(conditions.into())));
-            }
             let conditions = with_port(other::conditions(number, postgres));
             rules.push(rule(format!("grant-{number}/query"), Action::PostgresQuery, conditions));
             let conditions = with_port(other::session_conditions(number, postgres));
             rules.push(rule(format!("grant-{number}"), Action::PostgresConnect, conditions));
+            return Ok(rules);
+        }
+        Protocol::Ssh(granted) => {
+            if granted.operations.contains(&GitOperation::Push) {
+                let conditions = with_port(ssh::push_conditions(number, granted));
+                rules.push(rule(format!("grant-{number}/push"), Action::SshPush, conditions));
+            }
+            let conditions = with_port(ssh::conditions(number, granted));
+            rules.push(rule(format!("grant-{number}"), Action::SshExec, conditions));
             return Ok(rules);
         }
         Protocol::Tcp(_) => {

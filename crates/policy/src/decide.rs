@@ -10,6 +10,7 @@ use ringfence_model::manifest::{Grant, RpcRules, Scheme, TlsMode, glob_covers};
 use crate::compile::{Action, Policy};
 use crate::other::PostgresQuery;
 use crate::path::{self, PathError};
+use crate::ssh::{SshExec, SshPush};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -34,6 +35,10 @@ pub enum Request<'a> {
     },
     /// The agent has a database do something.
     PostgresQuery(PostgresQuery<'a>),
+    /// The agent has git do something with a repository, over SSH.
+    SshExec(SshExec<'a>),
+    /// The agent pushes a ref, over SSH.
+    SshPush(SshPush<'a>),
     /// The agent opens a TCP connection that nobody looks into.
     TcpConnect {
         /// The host.
@@ -231,7 +236,7 @@ impl Permit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// A stable code: `no_grant`, `guard_rail`, `llm_not_granted`, `model_not_granted`, `path_ambiguous`, `secret_denied`,
-    /// `statement_not_granted`, `policy_error`, or one of the gate's own.
+    /// `statement_not_granted`, `repository_not_granted`, `ref_not_granted`, `policy_error`, or one of the gate's own.
     pub code: &'static str,
     /// The reason in words.
     pub why: String,
@@ -304,6 +309,8 @@ impl Policy {
             Request::PostgresConnect { host, port } => self.session(host, *port, rules),
             Request::PostgresQuery(query) => self.query(query, rules),
             Request::Rpc(rpc) => self.rpc(rpc, rules),
+            Request::SshExec(exec) => self.ssh(exec, rules),
+            Request::SshPush(push) => self.ssh_push(push, rules),
             Request::TcpConnect { host, port } => self.tcp(host, *port, rules),
             Request::TlsConnect { host, port } => self.tls(host, *port, rules),
         };

@@ -9,6 +9,7 @@
 //! - [`call`]: a call in words, for tests and questions
 //! - [`path`]: the one form of a path that is decided and sent
 //! - [`other`]: what is asked about protocols other than HTTP
+//! - [`ssh`]: what is asked about git over SSH
 //! - `index`: picks the rules that can matter, so that a decision costs the same with ten grants and a thousand
 
 pub mod call;
@@ -17,6 +18,7 @@ pub mod decide;
 mod index;
 pub mod other;
 pub mod path;
+pub mod ssh;
 
 #[cfg(test)]
 mod tests;
@@ -25,3 +27,4 @@ pub use call::{Call, CallError};
 pub use compile::{Policy, PolicyError, SCHEMA};
 pub use decide::{Decision, Denial, HttpRequest, IngressRequest, LlmCall, Permit, Request, RpcRequest};
 pub use other::PostgresQuery;
+pub use ssh::{SshExec, SshPush};

@@ -111,7 +111,7 @@ impl Policy {
     }
 
     /// A permit by the grant whose rules speak for the session.
-    fn of_grant(
+    pub(crate) fn of_grant(
         &self,
         at: usize,
         rules: Vec<String>,
@@ -125,7 +125,7 @@ impl Policy {
     }
 }
 
-fn number(at: usize) -> RestrictedExpression {
+pub(crate) fn number(at: usize) -> RestrictedExpression {
     RestrictedExpression::new_long(i64::try_from(at + 1).unwrap_or(i64::MAX))
 }
 

@@ -1,10 +1,13 @@
 use proptest::prelude::*;
 use ringfence_model::manifest::{
-    Grant, LlmRules, PostgresRules, PostgresTls, Protocol, Scheme, StatementClass, TcpRules, TlsMode,
+    GitOperation, Grant, LlmRules, PostgresRules, PostgresTls, Protocol, RefChange, Scheme, SshRules, StatementClass,
+    TcpRules, TlsMode,
 };
 use ringfence_model::{AgentName, HostName};
 
-use crate::{Decision, HttpRequest, IngressRequest, LlmCall, Policy, PolicyError, PostgresQuery, Request};
+use crate::{
+    Decision, HttpRequest, IngressRequest, LlmCall, Policy, PolicyError, PostgresQuery, Request, SshExec, SshPush,
+};
 
 fn agent() -> AgentName {
     "analyst".parse().unwrap()
@@ -300,6 +303,71 @@ fn a_grant_for_a_database_covers_what_statements_it_names() {
     assert_eq!((permit.grant(), permit.credential()), (Some(0), Some("db")));
     assert_eq!(permit.rules(), ["grant-1", "grant-1/secret"]);
     assert!(!policy.decide(&Request::PostgresConnect { host: &host, port: 5433 }).allows());
+}
+
+fn git_host(repositories: &[&str], operations: &[GitOperation], refs: &[&str]) -> Grant {
+    let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
+    let rules = SshRules {
+        user: "git".into(),
+        host_keys: Vec::new(),
+        host_authorities: Vec::new(),
+        repositories: texts(repositories),
+        operations: operations.to_vec(),
+        refs: texts(refs),
+        changes: vec![RefChange::Create, RefChange::Update],
+    };
+    Grant {
+        port: 22,
+        protocol: Protocol::Ssh(Box::new(rules)),
+        credential: Some("key".into()),
+        ..grant("git.example.org")
+    }
+}
+
+#[test]
+fn a_grant_for_git_covers_the_repositories_operations_and_refs_that_it_names() {
+    use GitOperation::{Archive, Fetch, Push};
+    let policy = compile(&[git_host(&["acme/*", "site"], &[Fetch, Push], &["refs/heads/agent/*"])]);
+    let host: HostName = "git.example.org".parse().unwrap();
+    for (operation, repository, want) in [
+        (Fetch, "acme/x", "grant"),
+        (Push, "site", "grant"),
+        (Archive, "site", "repository_not_granted"),
+        (Fetch, "acme", "repository_not_granted"),
+        (Fetch, "sites", "repository_not_granted"),
+        (Fetch, "/acme/x", "repository_not_granted"),
+    ] {
+        let decision = policy.decide(&Request::SshExec(SshExec { host: &host, port: 22, operation, repository }));
+        assert_eq!(code(&decision), want, "{operation:?} {repository}: {}", decision.explain());
+    }
+    let exec = SshExec { host: &host, port: 22, operation: Fetch, repository: "site" };
+    let Decision::Allow(permit) = policy.decide(&Request::SshExec(exec)) else { panic!() };
+    assert_eq!(
+        (permit.credential(), permit.rules()),
+        (Some("key"), &["grant-1".to_owned(), "grant-1/secret".into()][..])
+    );
+    assert_eq!(code(&policy.decide(&Request::SshExec(SshExec { port: 23, ..exec }))), "no_grant");
+    for (repository, name, change, want) in [
+        ("site", "refs/heads/agent/x", RefChange::Create, "grant"),
+        ("site", "refs/heads/agent/x", RefChange::Delete, "ref_not_granted"),
+        ("site", "refs/heads/main", RefChange::Update, "ref_not_granted"),
+        ("other", "refs/heads/agent/x", RefChange::Create, "ref_not_granted"),
+    ] {
+        let push = SshPush { host: &host, port: 22, repository, name, change };
+        assert_eq!(code(&policy.decide(&Request::SshPush(push))), want, "{repository} {name} {change:?}");
+    }
+    let reader = compile(&[git_host(&["*"], &[Fetch], &[])]);
+    let push = SshPush { host: &host, port: 22, repository: "site", name: "refs/heads/x", change: RefChange::Create };
+    assert!(!reader.decide(&Request::SshPush(push)).allows());
+    let rail = r#"forbid (principal, action == Action::"ssh:push", resource) when { context.ref like "*/main" || context.change == "update" };"#;
+    let guarded = guarded(&[git_host(&["*"], &[Fetch, Push], &["refs/*"])], rail).unwrap();
+    for (name, change, allowed) in [
+        ("refs/heads/x", RefChange::Create, true),
+        ("refs/heads/main", RefChange::Create, false),
+        ("refs/heads/x", RefChange::Update, false),
+    ] {
+        assert_eq!(guarded.decide(&Request::SshPush(SshPush { name, change, ..push })).allows(), allowed, "{name}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ use ringfence_testkit::claude_server::{self, ClaudeServer};
 use ringfence_testkit::manifest::{self, Played};
 use ringfence_testkit::model_server::{self, ModelServer};
 use ringfence_testkit::postgres::Postgres;
+use ringfence_testkit::sshd::Sshd;
 use ringfence_testkit::web::{self, Web};
 use serde_json::Value;
 use support::Host;
@@ -30,6 +31,7 @@ use support::Host;
 const GRPC: &str = "grpc.clients.example";
 const MCP: &str = "mcp.clients.example";
 const NOTES: &str = "notes.mcp.ringfence.internal";
+const SSH: &str = "ssh.clients.example";
 const READER: &str = "reader.clients.example";
 const WRITER: &str = "writer.clients.example";
 
@@ -119,6 +121,17 @@ const QUERIED: &[(&str, &str, &str, &str)] = &[
     (WRITER, "ddl", "deny", "statement_not_granted"),
 ];
 
+/// What the log must have of git over SSH: operation, repository and refs, or what else was asked for; decision, reason.
+const RUN: &[(&str, &str, &str)] = &[
+    ("fetch acme/open", "allow", "grant"),
+    ("fetch acme/shut", "deny", "repository_not_granted"),
+    ("push acme/open", "allow", "grant"),
+    ("push acme/open create refs/heads/agent/mine", "allow", "grant"),
+    ("push acme/open update refs/heads/main", "deny", "ref_not_granted"),
+    ("id", "deny", "command_not_granted"),
+    ("subsystem sftp", "deny", "command_not_granted"),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
     let world = World::start().await;
@@ -133,11 +146,15 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
         assert!(of(&text).is_some() && of(&text) == of(&proposed), "`init` proposes another header: {proposed}");
     }
     let derived = manifest::derive(&text, &world.played(), &world.folder.path().join("ca.pem")).unwrap();
+    let unknown = format!("SHA256:{}", "A".repeat(43));
+    assert!(derived.contains(&unknown));
+    let derived = derived.replace(&unknown, &world.sshd.host_key("ed25519").unwrap());
     fs::write(Path::new(&folder).join("ringfence.toml"), derived).unwrap();
     let up = host
         .command(&["up", &folder])
         .envs([("OPENAI_API_KEY", OPENAI_KEY), ("ANTHROPIC_API_KEY", ANTHROPIC_KEY)])
         .envs([("READER_PASSWORD", READER_PASSWORD), ("WRITER_PASSWORD", WRITER_PASSWORD)])
+        .env("DEPLOY_KEY", world.sshd.client_key().unwrap())
         .output()
         .unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
@@ -193,6 +210,19 @@ async fn clients_that_nobody_here_wrote_work_and_understand_a_no() {
                 && told.collect::<Vec<_>>().join("+") == *classes
         });
         assert!(found, "not in the log: {name} {classes} {decision} {reason}");
+    }
+    for (said, decision, reason) in RUN {
+        let found = entries.iter().any(|e| {
+            let git = &e["git"];
+            let words = [&git["operation"], &git["repository"], &git["other"]];
+            let words = words.into_iter().chain(git["refs"].as_array().into_iter().flatten());
+            e["host"] == SSH
+                && e["protocol"] == "ssh"
+                && e["decision"] == *decision
+                && e["reason"] == *reason
+                && words.filter_map(Value::as_str).collect::<Vec<_>>().join(" ") == *said
+        });
+        assert!(found, "not in the log: {said} {decision} {reason}");
     }
     let rows = "select (select count(*) from items), (select count(*) from notes)";
     assert_eq!(world.database.sql("sales", rows).as_deref(), Ok("2|200"));
@@ -300,6 +330,7 @@ fn repository(path: &str) -> PathBuf {
 struct World {
     // Ends before its folder does.
     database: Postgres,
+    sshd: Sshd,
     folder: tempfile::TempDir,
     web: Web,
     openai: ModelServer,
@@ -326,6 +357,12 @@ impl World {
         let [shown, shown_key] = ca.issue(&[READER, WRITER]).unwrap().pems();
         let database = Postgres::start(&home, Some([&shown, &shown_key])).unwrap();
         fill(&database);
+        let home = folder.path().join("ssh");
+        fs::create_dir(&home).unwrap();
+        let sshd = Sshd::start(&home, "").unwrap();
+        for name in ["acme/open.git", "acme/shut.git"] {
+            sshd.repository(name).unwrap();
+        }
         let (certificate, key) = (folder.path().join("python.pem"), folder.path().join("python.key"));
         ca.issue(&[GRPC, MCP]).unwrap().write_pem(&certificate, &key).unwrap();
         let mut python = Command::new(
@@ -342,7 +379,7 @@ impl World {
         BufReader::new(python.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ports: Value = serde_json::from_str(&line).expect("the servers of Python print their ports");
         let at = |name: &str| ([127, 0, 0, 1], u16::try_from(ports[name].as_u64().unwrap()).unwrap()).into();
-        Self { grpc: at("grpc"), mcp: at("mcp"), folder, database, web, openai, anthropic, python }
+        Self { grpc: at("grpc"), mcp: at("mcp"), folder, database, sshd, web, openai, anthropic, python }
     }
 
     fn played(&self) -> Vec<Played> {
@@ -354,6 +391,7 @@ impl World {
             Played { host: MCP, address: self.mcp },
             Played { host: READER, address: self.database.address() },
             Played { host: WRITER, address: self.database.address() },
+            Played { host: SSH, address: self.sshd.address() },
         ]
     }
 }

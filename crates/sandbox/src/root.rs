@@ -54,16 +54,16 @@ pub fn begin(spec: &SandboxSpec) -> Result<Root, SandboxError> {
     Ok(Root { path: spec.mount_dir.join("root"), state, mounts })
 }
 
-/// Mounts the layers under the thin layer, with `bundle` in every trust store.
+/// Mounts the layers under the thin layer, with `bundle` in every trust store, and `known_hosts` for SSH.
 ///
 /// # Errors
 /// [`SandboxError`] naming the step.
-pub fn finish(spec: &SandboxSpec, root: &Root, bundle: &[u8]) -> Result<(), SandboxError> {
+pub fn finish(spec: &SandboxSpec, root: &Root, bundle: &[u8], known_hosts: &str) -> Result<(), SandboxError> {
     let thin = spec.mount_dir.join("thin");
     for folder in [&thin, &root.path] {
         fs::create_dir_all(folder).map_err(SandboxError::step(format!("create `{}`", folder.display())))?;
     }
-    fill(spec, &thin, bundle).map_err(SandboxError::step("write the sandbox's own files"))?;
+    fill(spec, &thin, bundle, known_hosts).map_err(SandboxError::step("write the sandbox's own files"))?;
     overlay(spec, &thin, &root.path)
 }
 
@@ -83,13 +83,17 @@ fn tmpfs(at: &Path) -> Result<(), SandboxError> {
 }
 
 /// Writes what differs from start to start: names, the resolver's address, trust, and empty mount points.
-fn fill(spec: &SandboxSpec, thin: &Path, bundle: &[u8]) -> std::io::Result<()> {
+fn fill(spec: &SandboxSpec, thin: &Path, bundle: &[u8], known_hosts: &str) -> std::io::Result<()> {
     let etc = thin.join("etc");
     fs::create_dir_all(&etc)?;
     let name = spec.agent.as_str();
     fs::write(etc.join("hostname"), format!("{name}\n"))?;
     fs::write(etc.join("hosts"), format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"))?;
     fs::write(etc.join("resolv.conf"), RESOLV_CONF)?;
+    if !known_hosts.is_empty() {
+        fs::create_dir_all(etc.join("ssh"))?;
+        fs::write(etc.join("ssh/ssh_known_hosts"), known_hosts)?;
+    }
     let system = Path::new("/etc/ssl/certs/ca-certificates.crt").to_path_buf();
     for store in std::iter::once(&system).chain(&spec.trust_stores) {
         let place = below(thin, store)?;

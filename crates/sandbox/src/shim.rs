@@ -64,13 +64,20 @@ pub struct Exit {
     pub time: Timestamp,
 }
 
-/// A line that a gate writes: its certificate first, then that it is up; or why it is not.
+/// A line that a gate writes: what the agent must trust first, then that it is up; or why it is not.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum GateLine {
-    CaPem(String),
+    Trust(Trust),
     Up,
     Error(Report),
+}
+
+/// What the agent must trust, for the gate to be every host.
+#[derive(Default, Deserialize)]
+struct Trust {
+    ca_pem: String,
+    ssh_authority: String,
 }
 
 /// The body of `ringfence shim-process`.
@@ -177,9 +184,9 @@ impl Shim {
         let mut half = Half { gate, agent: None };
         let entry = Entry::prepare(&spec)?;
         let root = root::begin(&spec)?;
-        let ca_pem = word.as_mut().map(GateWord::certificate).transpose()?;
-        let bundle = trust_bundle(&spec, ca_pem.as_deref())?;
-        root::finish(&spec, &root, &bundle)?;
+        let trust = word.as_mut().map(GateWord::trust).transpose()?.unwrap_or_default();
+        let bundle = trust_bundle(&spec, &trust.ca_pem)?;
+        root::finish(&spec, &root, &bundle, &known_hosts(&trust.ssh_authority))?;
         let (container, output) = create_container(&spec, &root, &entry)?;
         let agent = container
             .pid()
@@ -429,7 +436,7 @@ impl Shim {
         match gate.tell(&File::from(config)) {
             Ok(GateLine::Up) => Answer::Done,
             Ok(GateLine::Error(report)) => Answer::Refused { report },
-            Ok(GateLine::CaPem(_)) => Answer::Failed { why: "the gate answered something else".into() },
+            Ok(GateLine::Trust(_)) => Answer::Failed { why: "the gate answered something else".into() },
             Err(error) => Answer::Failed { why: format!("the gate did not answer: {error}") },
         }
     }
@@ -746,9 +753,9 @@ fn start_gate(
 struct GateWord(BufReader<File>);
 
 impl GateWord {
-    fn certificate(&mut self) -> Result<String, Report> {
+    fn trust(&mut self) -> Result<Trust, Report> {
         match self.next()? {
-            GateLine::CaPem(pem) => Ok(pem),
+            GateLine::Trust(trust) => Ok(trust),
             GateLine::Error(report) => Err(report),
             GateLine::Up => Err(SandboxError::Gate("it showed no certificate".into()).into()),
         }
@@ -758,7 +765,7 @@ impl GateWord {
         match self.next()? {
             GateLine::Up => Ok(()),
             GateLine::Error(report) => Err(report),
-            GateLine::CaPem(_) => Err(SandboxError::Gate("it showed two certificates".into()).into()),
+            GateLine::Trust(_) => Err(SandboxError::Gate("it showed two certificates".into()).into()),
         }
     }
 
@@ -779,13 +786,19 @@ impl GateWord {
 }
 
 /// The gate's own authority first, then what stays trusted for calls that are relayed closed.
-fn trust_bundle(spec: &SandboxSpec, ca_pem: Option<&str>) -> Result<Vec<u8>, Report> {
-    let mut bundle = ca_pem.unwrap_or_default().as_bytes().to_vec();
+fn trust_bundle(spec: &SandboxSpec, ca_pem: &str) -> Result<Vec<u8>, Report> {
+    let mut bundle = ca_pem.as_bytes().to_vec();
     if let Some(roots) = &spec.host_roots {
         let more = fs::read(roots).map_err(SandboxError::step(format!("read `{}`", roots.display())))?;
         bundle.extend_from_slice(&more);
     }
     Ok(bundle)
+}
+
+/// The gate's authority for hosts that speak SSH, as OpenSSH reads it. It says nothing of hosts that show a key of their own,
+/// as they do under `protocol = "tcp"`.
+fn known_hosts(authority: &str) -> String {
+    if authority.is_empty() { String::new() } else { format!("@cert-authority * {authority}\n") }
 }
 
 fn create_container(spec: &SandboxSpec, root: &root::Root, entry: &Entry) -> Result<(Container, [File; 2]), Report> {

@@ -29,7 +29,9 @@ use ringfence_sandbox::probe::{Finding, Targets};
 use ringfence_sandbox::spec::{AGENT_UID, FIRST_UID, Fence, SpecMount, StateVolume};
 use ringfence_sandbox::{SandboxError, launch};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{AUTHORITY, FLOOD, Sandbox, alive, cgroups_named, helper, in_a_world_that_answers, within};
+use support::{
+    AUTHORITY, FLOOD, SSH_AUTHORITY, Sandbox, alive, cgroups_named, helper, in_a_world_that_answers, within,
+};
 
 fn main() -> ExitCode {
     if let Some(code) = helper(std::env::args().nth(1).as_deref()) {
@@ -316,6 +318,8 @@ fn the_network_leads_to_the_gate_alone() {
         }
         let (_, bundle) = sandbox.sh("cat /etc/ssl/certs/ca-certificates.crt");
         assert_eq!(bundle, AUTHORITY, "the agent trusts the gate's authority alone");
+        let (_, known_hosts) = sandbox.sh("cat /etc/ssh/ssh_known_hosts");
+        assert_eq!(known_hosts, format!("@cert-authority * {SSH_AUTHORITY}\n"), "and for SSH likewise");
     });
 }
 

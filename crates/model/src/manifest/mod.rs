@@ -7,6 +7,7 @@ mod credential;
 mod file;
 mod protocol;
 mod server;
+mod ssh;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use file::{
 };
 pub use protocol::{PostgresFile, PostgresRules, PostgresTls, Protocol, ProtocolFile, StatementClass, TcpRules};
 pub use server::{Door, Server, ServerOf};
+pub use ssh::{GitOperation, MAX_GIT_NAME, RefChange, SshFile, SshRules, bare_name, is_of_repository};
 
 use crate::{AgentName, Bytes, Digest, HostName, HostPattern};
 

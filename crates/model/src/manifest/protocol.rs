@@ -1,13 +1,16 @@
-//! What is spoken with a host other than HTTP: TCP that nobody looks into, and PostgreSQL.
+//! What is spoken with a host other than HTTP: TCP that nobody looks into, PostgreSQL, and git over SSH.
 
 use serde::{Deserialize, Serialize};
 
 use super::check::ManifestError;
-use super::{Credential, Grant, GrantFile, Place, Trust};
+use super::{Credential, Grant, GrantFile, Place, SshRules, Trust};
 use crate::Bytes;
 
 /// The port of PostgreSQL.
 const POSTGRES_PORT: u16 = 5432;
+
+/// The port of SSH.
+const SSH_PORT: u16 = 22;
 
 /// The port that the gate's own resolver answers, whatever the address.
 const DNS_PORT: u16 = 53;
@@ -27,6 +30,8 @@ pub enum Protocol {
     Http,
     /// PostgreSQL, statement by statement.
     Postgres(Box<PostgresRules>),
+    /// Git over SSH, command by command.
+    Ssh(Box<SshRules>),
     /// Bytes that nobody looks into.
     Tcp(TcpRules),
 }
@@ -38,6 +43,7 @@ impl Protocol {
         match self {
             Self::Http => "http",
             Self::Postgres(_) => "postgres",
+            Self::Ssh(_) => "ssh",
             Self::Tcp(_) => "tcp",
         }
     }
@@ -125,6 +131,8 @@ pub enum ProtocolFile {
     Http,
     /// `postgres`
     Postgres,
+    /// `ssh`
+    Ssh,
     /// `tcp`
     Tcp,
 }
@@ -152,17 +160,29 @@ pub(super) fn understand(number: usize, file: &GrantFile) -> Result<(Protocol, O
     let grant = Written { number, file };
     let protocol = file.protocol.unwrap_or_default();
     let limited = [(file.bytes_per_second.is_some(), "bytes_per_second"), (file.max_bytes.is_some(), "max_bytes")];
+    let (of_postgres, of_ssh) = ((file.postgres.is_some(), "postgres"), (file.ssh.is_some(), "ssh"));
     match protocol {
         ProtocolFile::Http => {
             grant.lacks(&limited, "is for `protocol = \"tcp\"`")?;
-            grant.lacks(&[(file.postgres.is_some(), "postgres")], "is for `protocol = \"postgres\"`")?;
+            grant.lacks(&[of_postgres], "is for `protocol = \"postgres\"`")?;
+            grant.lacks(&[of_ssh], "is for `protocol = \"ssh\"`")?;
             Ok((Protocol::Http, None))
         }
         ProtocolFile::Postgres => {
             grant.lacks(&grant.of_http(), "is about HTTP, and `protocol = \"postgres\"` is not")?;
             grant.lacks(&limited, "is for `protocol = \"tcp\"`")?;
+            grant.lacks(&[of_ssh], "is for `protocol = \"ssh\"`")?;
             let port = grant.port(POSTGRES_PORT)?;
             Ok((Protocol::Postgres(Box::new(grant.postgres()?)), Some(port)))
+        }
+        ProtocolFile::Ssh => {
+            grant.lacks(&grant.of_http(), "is about HTTP, and `protocol = \"ssh\"` is not")?;
+            grant.lacks(&limited, "is for `protocol = \"tcp\"`")?;
+            grant.lacks(&[of_postgres], "is for `protocol = \"postgres\"`")?;
+            let of_tls = [(file.ca.is_some(), "ca"), (file.client_certificate.is_some(), "client_certificate")];
+            grant.lacks(&of_tls, "is about TLS, and SSH has none")?;
+            let port = grant.port(SSH_PORT)?;
+            Ok((Protocol::Ssh(Box::new(grant.ssh()?)), Some(port)))
         }
         ProtocolFile::Tcp => {
             let mut content = grant.of_http().to_vec();
@@ -171,7 +191,8 @@ pub(super) fn understand(number: usize, file: &GrantFile) -> Result<(Protocol, O
                 (file.credential.is_some(), "credential"),
                 (file.trust == Some(Trust::Untrusted), "trust"),
                 (file.ca.is_some(), "ca"),
-                (file.postgres.is_some(), "postgres"),
+                of_postgres,
+                of_ssh,
             ]);
             grant.lacks(&content, "needs the content of the call, and nobody looks into `protocol = \"tcp\"`")?;
             if file.port.is_none() {
@@ -193,14 +214,17 @@ pub(super) fn understand(number: usize, file: &GrantFile) -> Result<(Protocol, O
 
 /// Refuses a credential that cannot be put where the grant's protocol has one.
 pub(super) fn check_place(number: usize, grant: &Grant, credential: &Credential) -> Result<(), ManifestError> {
-    let is_password = credential.place == Place::Password;
-    let (why, hint) = match (&grant.protocol, is_password) {
-        (Protocol::Postgres(_), true) => return Ok(()),
-        (Protocol::Postgres(_), false) => {
+    let (why, hint) = match (&grant.protocol, &credential.place) {
+        (Protocol::Postgres(_), Place::Password) | (Protocol::Ssh(_), Place::SshKey) => return Ok(()),
+        (Protocol::Postgres(_), _) => {
             ("a session of PostgreSQL has no place for it but the password", "write `password = true` in its table")
         }
-        (_, true) => ("HTTP has no place for a password by itself", "say where it goes, by `header` or `query`"),
-        (_, false) => return Ok(()),
+        (Protocol::Ssh(_), _) => ("SSH has no place for it but a private key", "write `ssh_key = true` in its table"),
+        (_, Place::Password) => {
+            ("HTTP has no place for a password by itself", "say where it goes, by `header` or `query`")
+        }
+        (_, Place::SshKey) => ("only SSH has a place for it", "write `protocol = \"ssh\"`, or say where it goes"),
+        _ => return Ok(()),
     };
     let name = grant.credential.clone().unwrap_or_default();
     Err(ManifestError::Value {
@@ -216,7 +240,8 @@ pub(super) fn check_overlaps(grants: &[Grant]) -> Result<(), ManifestError> {
         let same_place = |earlier: &Grant| earlier.port == later.port && earlier.host.overlaps(&later.host);
         let Some((first, earlier)) = grants.iter().take(at).enumerate().find(|(_, earlier)| {
             same_place(earlier)
-                && (earlier.protocol.word() != later.protocol.word() || matches!(later.protocol, Protocol::Postgres(_)))
+                && (earlier.protocol.word() != later.protocol.word()
+                    || matches!(later.protocol, Protocol::Postgres(_) | Protocol::Ssh(_)))
         }) else {
             continue;
         };
@@ -237,18 +262,18 @@ pub(super) fn check_overlaps(grants: &[Grant]) -> Result<(), ManifestError> {
 }
 
 /// One `[[grant]]` as it is written.
-struct Written<'a> {
+pub(super) struct Written<'a> {
     number: usize,
-    file: &'a GrantFile,
+    pub(super) file: &'a GrantFile,
 }
 
 impl Written<'_> {
-    fn cannot(&self, why: &str, hint: &str) -> ManifestError {
+    pub(super) fn cannot(&self, why: &str, hint: &str) -> ManifestError {
         let (number, host) = (self.number, self.file.host.clone());
         ManifestError::Unenforceable { number, host, why: why.into(), hint: hint.into() }
     }
 
-    fn wrong(&self, key: &str, why: &str, hint: &str) -> ManifestError {
+    pub(super) fn wrong(&self, key: &str, why: &str, hint: &str) -> ManifestError {
         let place = format!("grant {} {key}", self.number);
         ManifestError::Value { place, why: why.into(), hint: hint.into() }
     }

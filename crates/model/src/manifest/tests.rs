@@ -459,6 +459,76 @@ fn a_grant_for_another_protocol_says_only_what_can_be_enforced() {
     }
 }
 
+const SSH: &str = "host = \"git.example.org\"\nprotocol = \"ssh\"\ncredential = \"key\"";
+const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+
+fn with_key(grant: &str) -> String {
+    format!(
+        "{AGENT}[[grant]]\n{grant}\n[credential.key]\nfrom = \"file:k\"\nssh_key = true\n[credential.web]\nfrom = \"env:W\"\nheader = \"X: {{}}\"\n"
+    )
+}
+
+#[test]
+fn a_grant_for_git_over_ssh_is_understood() {
+    let read = |ssh: &str| {
+        let manifest = parse(&with_key(&format!("{SSH}\n[grant.ssh]\n{ssh}"))).unwrap();
+        let written = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&written).unwrap(), manifest);
+        assert_eq!((manifest.grants[0].port, &manifest.credentials["key"].place), (22, &Place::SshKey));
+        let Protocol::Ssh(rules) = manifest.grants[0].protocol.clone() else { panic!() };
+        *rules
+    };
+    let rules = read(&format!("host_keys = [\"{ED25519} comment\"]\nrepositories = [\"acme/site.git\", \"docs-*\"]"));
+    assert_eq!((rules.user.as_str(), rules.host_keys.as_slice()), ("git", &[ED25519.to_owned()][..]));
+    assert_eq!(rules.repositories, ["acme/site", "docs-*"]);
+    assert_eq!(
+        (rules.operations.as_slice(), rules.refs.len(), rules.absolute()),
+        (&[GitOperation::Fetch][..], 0, false)
+    );
+    let rules = read(
+        "host_keys = [\"SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU\"]\nrepositories = [\"/srv/*\"]\n\
+         operations = [\"push\", \"fetch\", \"push\"]\nrefs = [\"refs/heads/agent/*\"]\nchanges = [\"create\"]\nuser = \"deploy\"",
+    );
+    assert_eq!(rules.operations, [GitOperation::Fetch, GitOperation::Push]);
+    assert_eq!((rules.changes.as_slice(), rules.absolute()), (&[RefChange::Create][..], true));
+}
+
+#[test]
+fn a_grant_for_git_over_ssh_says_only_what_can_be_enforced() {
+    let keys = format!("host_keys = [\"{ED25519}\"]");
+    let all = format!("{keys}\nrepositories = [\"x\"]");
+    let ssh = |text: &str| format!("{SSH}\n[grant.ssh]\n{text}");
+    for (grant, want) in [
+        (SSH.to_owned(), "the table is missing"),
+        (ssh(""), "no key is trusted because it was seen first"),
+        (ssh(&keys), "ssh repositories"),
+        (ssh(&all).replace("credential = \"key\"", ""), "no git host lets in who shows no key"),
+        (ssh(&all).replace("\"key\"", "\"web\""), "no place for it but a private key"),
+        ("host = \"a.example\"\ncredential = \"key\"".to_owned(), "only SSH has a place for it"),
+        (format!("host = \"a.example\"\n[grant.ssh]\n{all}"), "`ssh` is for"),
+        (ssh(&all).replace("protocol", "methods = [\"GET\"]\nprotocol"), "`methods` is about HTTP"),
+        (ssh(&all).replace("protocol", "ca = \"x\"\nprotocol"), "`ca` is about TLS"),
+        (ssh(&all).replace("protocol", "max_bytes = 3000\nprotocol"), "`max_bytes` is for"),
+        (ssh(&format!("{all}\nuser = \"-x\"")), "not a user"),
+        (ssh(&all.replace(ED25519, "ssh-rsa AAAA")), "RSA keys are not supported"),
+        (ssh(&all.replace(ED25519, "ssh-ed25519")), "not a key"),
+        (ssh(&all.replace(ED25519, "SHA256:x")), "not a fingerprint"),
+        (ssh(&all.replace("\"x\"", "\"../x\"")), "no repository has such a name"),
+        (ssh(&all.replace("\"x\"", "\"~x\"")), "no repository has such a name"),
+        (ssh(&all.replace("\"x\"", "\"-x\"")), "no repository has such a name"),
+        (ssh(&all.replace("\"x\"", "\"x y\"")), "no repository has such a name"),
+        (ssh(&all.replace("\"x\"", "\"/x\", \"y\"")), "two ways"),
+        (ssh(&format!("{all}\noperations = []")), "an empty list grants nothing"),
+        (ssh(&format!("{all}\noperations = [\"shell\"]")), "unknown variant `shell`"),
+        (ssh(&format!("{all}\noperations = [\"push\"]")), "say which refs"),
+        (ssh(&format!("{all}\nrefs = [\"refs/*\"]")), "none is granted"),
+        (ssh(&format!("{all}\noperations = [\"push\"]\nrefs = [\"main\"]")), "not a glob of refs"),
+    ] {
+        let said = refused(&with_key(&grant));
+        assert!(said.contains(want), "{grant}: {said}");
+    }
+}
+
 #[test]
 fn one_host_and_port_speaks_one_protocol() {
     let grant = |host: &str, port: u16, protocol: &str| {

@@ -145,7 +145,9 @@ fn call_text(call: &CallIntent) -> String {
         _ => {
             let verbs = call.sql.as_ref().map(|sql| sql.verbs.join(", ")).filter(|verbs| !verbs.is_empty());
             let verbs = verbs.map(|verbs| format!("{} ", verbs.to_uppercase())).unwrap_or_default();
-            format!("{verbs}{host}:{} by {}", call.port, call.protocol)
+            let git = call.git.as_ref().filter(|git| !git.operation.is_empty());
+            let git = git.map(|git| format!("{} {} at ", git.operation, git.repository)).unwrap_or_default();
+            format!("{verbs}{git}{host}:{} by {}", call.port, call.protocol)
         }
     };
     let credential = call.credential.as_ref().map(|c| format!(", credential {c}")).unwrap_or_default();

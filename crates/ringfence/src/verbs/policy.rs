@@ -445,6 +445,11 @@ fn as_call(intent: &CallIntent) -> Option<Call> {
         }
         (None, _, "tls-passthrough") => format!("TLS {host}:{}", intent.port),
         (None, _, "tcp") => format!("TCP {host}:{}", intent.port),
+        (None, _, "ssh") => {
+            let asked = intent.git.as_ref().filter(|asked| asked.other.is_none() && asked.refs.len() <= 1)?;
+            let change = asked.refs.first().map(|change| format!(" {change}")).unwrap_or_default();
+            format!("SSH {host}:{} {} {}{change}", intent.port, asked.operation, asked.repository)
+        }
         // What calls functions is allowed by them too, and a call in words names none.
         (None, _, "postgres") => {
             let asked = intent.sql.as_ref().filter(|asked| asked.functions.is_empty())?;

@@ -22,6 +22,7 @@ const DENIAL: &[u8] =
     b"HTTP/1.1 403 Forbidden\r\nContent-Length: 26\r\nConnection: close\r\n\r\n{\"code\":\"ringfence.denied\"}";
 
 /// What the stand-in gate gives out as its authority.
+pub const SSH_AUTHORITY: &str = "ssh-ed25519 c3RhbmQtaW4=";
 pub const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\nc3RhbmQtaW4=\n-----END CERTIFICATE-----\n";
 
 /// Plays the helper process that `verb` names, if it names one.
@@ -57,7 +58,12 @@ fn gate() -> ExitCode {
         });
     }
     let mut ready = std::fs::File::from(fd::adopt(fds::GATE_READY).unwrap());
-    writeln!(ready, "{}\n\"up\"", serde_json::json!({ "ca_pem": AUTHORITY })).unwrap();
+    writeln!(
+        ready,
+        "{}\n\"up\"",
+        serde_json::json!({ "trust": { "ca_pem": AUTHORITY, "ssh_authority": SSH_AUTHORITY } })
+    )
+    .unwrap();
     drop(ready);
     loop {
         std::thread::park();

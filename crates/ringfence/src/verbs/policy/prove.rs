@@ -15,8 +15,17 @@ use crate::args::PolicyProve;
 use crate::print::{self, Ink};
 
 /// Every way out of an agent.
-const WAYS: [&str; 7] =
-    ["http:request", "secret:use", "tls:connect", "tcp:connect", "postgres:connect", "postgres:query", "dns:resolve"];
+const WAYS: [&str; 9] = [
+    "http:request",
+    "secret:use",
+    "tls:connect",
+    "tcp:connect",
+    "postgres:connect",
+    "postgres:query",
+    "ssh:exec",
+    "ssh:push",
+    "dns:resolve",
+];
 
 /// Requests with content; the ways of which `--never` speaks.
 const REQUESTS: [&str; 1] = ["http:request"];
@@ -149,6 +158,13 @@ fn example(subject: &Subject, way: &str, found: &Env) -> String {
         "tcp:connect" => format!("TCP {name}:{port}"),
         "postgres:connect" => format!("POSTGRES {name}:{port}"),
         "postgres:query" => format!("POSTGRES {name}:{port} {}", words_of(of_call("classes"))),
+        "ssh:exec" => {
+            format!("SSH {name}:{port} {} {}", text(of_call("operation")), text(of_call("repository")))
+        }
+        "ssh:push" => {
+            let (change, to) = (text(of_call("change")), text(of_call("ref")));
+            format!("SSH {name}:{port} push {} {change} {to}", text(of_call("repository")))
+        }
         _ => {
             format!("{} {}://{name}:{port}{}", text(of_call("method")), text(of_call("scheme")), text(of_call("path")))
         }

@@ -14,6 +14,7 @@ mod install;
 mod lockfile;
 mod python;
 mod resolve;
+mod syntax;
 mod uv;
 
 pub use declared::{Declared, Requirement, Seen};

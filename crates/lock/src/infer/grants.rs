@@ -307,12 +307,11 @@ fn is_host(host: &str) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::source::Source;
     use super::*;
 
     fn looked(text: &str) -> Suggestions {
         look(&Sources {
-            files: vec![Source { path: "a.py".into(), lines: python::read(text) }],
+            files: super::super::source::of(vec![("a.py".into(), text.into())]),
             local: BTreeSet::from(["a".to_owned()]),
         })
     }

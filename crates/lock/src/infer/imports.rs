@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::declared::Seen;
-use crate::python::{Line, Token};
+use crate::syntax::{self, When};
 
 use super::source::{Source, Sources};
 
@@ -22,92 +22,12 @@ pub(crate) struct Import {
 
 /// All absolute imports of a file.
 pub(crate) fn of(source: &Source) -> Vec<Import> {
-    let mut imports = Vec::new();
-    for (at, line) in source.lines.iter().enumerate() {
-        let mut found: Vec<String> = match line.first() {
-            Some("import") => names(line, 1),
-            Some("from") => from(line),
-            _ => continue,
-        };
-        found.retain(|m| !m.is_empty());
-        if found.is_empty() {
-            continue;
-        }
-        let optional = line.indent > 0 && is_optional(&source.lines, at);
-        imports.extend(found.into_iter().map(|module| Import { module, line: line.number, optional }));
-    }
-    imports
-}
-
-/// `a.b as c, d` from a place on.
-fn names(line: &Line, from: usize) -> Vec<String> {
-    let mut found = vec![String::new()];
-    let mut alias = false;
-    for (_, token) in line.tokens.iter().skip(from) {
-        match token {
-            Token::Op(',') => {
-                found.push(String::new());
-                alias = false;
-            }
-            Token::Name(name) if name == "as" => alias = true,
-            Token::Name(name) if !alias => {
-                if let Some(last) = found.last_mut() {
-                    last.push_str(name);
-                }
-            }
-            Token::Op('.') if !alias => {
-                if let Some(last) = found.last_mut() {
-                    last.push('.');
-                }
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-/// `from a.b import c, d`: `a.b`, `a.b.c`, `a.b.d`. Relative imports give nothing.
-fn from(line: &Line) -> Vec<String> {
-    if line.is_op(1, '.') {
-        return Vec::new();
-    }
-    let Some(at) = line.tokens.iter().position(|(_, t)| matches!(t, Token::Name(n) if n == "import")) else {
-        return Vec::new();
+    let import = |i: &syntax::Import| Import {
+        module: i.module.clone(),
+        line: i.line,
+        optional: matches!(i.when, When::Guarded | When::Typing),
     };
-    let base: String = line
-        .tokens
-        .iter()
-        .take(at)
-        .skip(1)
-        .filter_map(|(_, t)| match t {
-            Token::Name(name) => Some(name.clone()),
-            Token::Op('.') => Some(".".into()),
-            _ => None,
-        })
-        .collect();
-    let mut found = vec![base.clone()];
-    found.extend(names(line, at + 1).into_iter().filter(|n| !n.is_empty()).map(|n| format!("{base}.{n}")));
-    found
-}
-
-/// Whether an import stands in a `try` that catches its failure, or below `if TYPE_CHECKING`.
-fn is_optional(lines: &[Line], at: usize) -> bool {
-    let Some(own) = lines.get(at) else { return false };
-    let before = lines.get(..at).unwrap_or_default();
-    let Some(parent) = before.iter().rposition(|l| l.indent < own.indent) else { return false };
-    let Some(block) = lines.get(parent) else { return false };
-    if block.first() == Some("if") && block.has_name("TYPE_CHECKING") {
-        return true;
-    }
-    if block.first() == Some("except") {
-        return block.has_name("ImportError") || block.has_name("ModuleNotFoundError");
-    }
-    let after = lines.get(at + 1..).unwrap_or_default();
-    block.first() == Some("try")
-        && after
-            .iter()
-            .find(|l| l.indent == block.indent && l.first() == Some("except"))
-            .is_some_and(|l| l.has_name("ImportError") || l.has_name("ModuleNotFoundError") || l.tokens.len() == 2)
+    source.syntax.imports.iter().map(import).collect()
 }
 
 /// A distribution that the source needs.
@@ -211,10 +131,9 @@ fn distribution<'t>(table: &BTreeMap<&'t str, &'t str>, module: &str) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::python;
 
     fn source(path: &str, text: &str) -> Source {
-        Source { path: path.into(), lines: python::read(text) }
+        super::super::source::of(vec![(path.into(), text.into())]).remove(0)
     }
 
     #[test]

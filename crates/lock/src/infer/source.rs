@@ -8,6 +8,7 @@ use ignore::WalkBuilder;
 
 use crate::error::InferError;
 use crate::python::{self, Line};
+use crate::syntax::{self, Syntax};
 
 const FILE_LIMIT: u64 = 2 << 20;
 const FILES: usize = 5000;
@@ -38,6 +39,7 @@ pub(crate) struct Source {
     /// Path within the folder, with `/`.
     pub path: String,
     pub lines: Vec<Line>,
+    pub syntax: Syntax,
 }
 
 impl Source {
@@ -66,7 +68,7 @@ pub(crate) struct Sources {
 
 /// Reads the Python files of a folder, leaving out tests and what is ignored.
 pub(crate) fn read(folder: &Path) -> Result<Sources, InferError> {
-    let mut files = Vec::new();
+    let mut texts = Vec::new();
     let mut local = BTreeSet::new();
     let walker = WalkBuilder::new(folder)
         .parents(false)
@@ -86,13 +88,20 @@ pub(crate) fn read(folder: &Path) -> Result<Sources, InferError> {
         for part in relative.trim_end_matches(".py").split('/') {
             local.insert(part.to_owned());
         }
-        if is_test(relative) || files.len() >= FILES || fs::metadata(path).is_ok_and(|m| m.len() > FILE_LIMIT) {
+        if is_test(relative) || texts.len() >= FILES || fs::metadata(path).is_ok_and(|m| m.len() > FILE_LIMIT) {
             continue;
         }
         let bytes = fs::read(path).map_err(|e| InferError::io(path, e))?;
-        files.push(Source { path: relative.into(), lines: python::read(&String::from_utf8_lossy(&bytes)) });
+        texts.push((relative.to_owned(), String::from_utf8_lossy(&bytes).into_owned()));
     }
-    Ok(Sources { files, local })
+    Ok(Sources { files: of(texts), local })
+}
+
+/// Sources of paths and texts.
+pub(crate) fn of(texts: Vec<(String, String)>) -> Vec<Source> {
+    let syntaxes = syntax::read_all(&texts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>());
+    let files = texts.into_iter().zip(syntaxes);
+    files.map(|((path, text), syntax)| Source { path, lines: python::read(&text), syntax }).collect()
 }
 
 fn is_aside(path: &Path, folder: bool) -> bool {

@@ -2,9 +2,8 @@
 
 use ringfence_image::debian::pythons;
 
-use super::source::Sources;
+use super::source::{Source, Sources};
 use crate::declared::{Requirement, Seen};
-use crate::python::{self, Token};
 
 /// The Python version chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,39 +86,21 @@ fn meets(bound: &str, version: &str) -> bool {
 
 /// The least minor version that the syntax needs, where it is more than anybody lacks.
 fn syntax(sources: &Sources) -> Option<(u64, Seen)> {
-    let mut most: Option<(u64, Seen)> = None;
-    for source in &sources.files {
-        for line in &source.lines {
-            let ends_block = matches!(line.tokens.last(), Some((_, Token::Op(':'))));
-            let needs = match line.first() {
-                Some("match") if ends_block && line.tokens.len() > 2 && !line.is_op(1, '=') && !line.is_op(1, '.') => {
-                    10
-                }
-                Some("except") if line.is_op(1, '*') => 11,
-                Some("type") if python::begins(line, "type $n =").is_some() => 12,
-                Some("def" | "class") if line.is_op(2, '[') => 12,
-                _ => continue,
-            };
-            if most.as_ref().is_none_or(|(m, _)| *m < needs) {
-                most = Some((needs, Seen::new(&source.path, line.number)));
-            }
-        }
-    }
-    most
+    let needs = |s: &Source| s.syntax.least.map(|(minor, line)| (u64::from(minor), Seen::new(&s.path, line)));
+    sources.files.iter().filter_map(needs).max_by_key(|(minor, _)| *minor)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::source::Source;
     use super::*;
 
     fn chosen(bounds: &[&str], text: &str) -> Option<(String, bool)> {
         let bounds: Vec<Requirement> =
             bounds.iter().map(|b| Requirement { text: (*b).into(), seen: Seen::new("x", 1) }).collect();
-        let sources =
-            Sources { files: vec![Source { path: "a.py".into(), lines: python::read(text) }], local: BTreeSet::new() };
+        let files = super::super::source::of(vec![("a.py".into(), text.into())]);
+        let sources = Sources { files, local: BTreeSet::new() };
         choose(&bounds, &sources).map(|p| (p.version, p.note.is_some()))
     }
 

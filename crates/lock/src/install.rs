@@ -91,6 +91,7 @@ fn fill(
                 runner,
                 indexes: &indexes,
                 hosts: &none,
+                as_of: None,
             };
             let found = run.default_index(&lock.base().python)?;
             indexes.default = Some(found);
@@ -117,8 +118,16 @@ fn fill(
         "--python",
         &python,
     ];
-    let run =
-        Run { store, uv: input.uv, agent: input.agent, base: input.base, runner, indexes: &indexes, hosts: &hosts };
+    let run = Run {
+        store,
+        uv: input.uv,
+        agent: input.agent,
+        base: input.base,
+        runner,
+        indexes: &indexes,
+        hosts: &hosts,
+        as_of: lock.as_of(),
+    };
     let output = run.run("install", &arguments.map(str::to_owned), &source, (venv, VENV))?;
     if output.code != 0 {
         let reason = redacted(core_reason(&output.stderr), &indexes);

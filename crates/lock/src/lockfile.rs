@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
+use jiff::Timestamp;
 use ringfence_image::BasePlan;
 use ringfence_model::Digest;
 use ringfence_model::work::JobHost;
@@ -28,6 +29,7 @@ pub struct Lock {
     base: BasePlan,
     packages: Vec<PythonPackage>,
     hosts: BTreeSet<JobHost>,
+    as_of: Option<Timestamp>,
 }
 
 /// One locked Python package.
@@ -75,6 +77,7 @@ struct WrittenOurs {
     format: u64,
     inputs: Digest,
     image: Digest,
+    as_of: Option<Timestamp>,
     base: BasePlan,
 }
 
@@ -116,17 +119,25 @@ impl Lock {
             hosts.extend(files.filter_map(|f| host_of(f.url.as_deref()?)));
             packages.push(PythonPackage { name: package.name, version: package.version, has_wheel });
         }
-        Ok(Some(Self { inputs: ours.inputs, image_inputs: ours.image, base: ours.base, packages, hosts, text }))
+        let WrittenOurs { inputs, image: image_inputs, as_of, base, .. } = ours;
+        Ok(Some(Self { inputs, image_inputs, base, packages, hosts, as_of, text }))
     }
 
     /// Makes a lock of what `uv` wrote.
-    pub(crate) fn make(pylock: &str, inputs: Digest, image: Digest, base: &BasePlan) -> Result<Self, LockError> {
+    pub(crate) fn make(
+        pylock: &str,
+        inputs: Digest,
+        image: Digest,
+        as_of: Option<Timestamp>,
+        base: &BasePlan,
+    ) -> Result<Self, LockError> {
         let mut text =
             String::from("# Pins every package of this agent's image. Written by `ringfence lock`; do not edit.\n");
         text.push_str(pylock.trim_end());
         text.push_str("\n\n[tool.ringfence]\n");
-        let _ =
-            write!(text, "format = {FORMAT}\ninputs = \"{inputs}\"\nimage = \"{image}\"\n\n[tool.ringfence.base]\n");
+        let _ = write!(text, "format = {FORMAT}\ninputs = \"{inputs}\"\nimage = \"{image}\"\n");
+        let _ = as_of.map(|moment| writeln!(text, "as_of = \"{moment}\""));
+        text.push_str("\n[tool.ringfence.base]\n");
         for (key, value) in [("suite", &base.suite), ("architecture", &base.architecture), ("python", &base.python)] {
             let _ = writeln!(text, "{key} = {}", quoted(value));
         }
@@ -161,6 +172,11 @@ impl Lock {
         file.as_file().set_permissions(mode).on("set mode of", &path)?;
         file.persist(&path).map_err(|e| e.error).on("write", &path)?;
         Ok(())
+    }
+
+    /// The last moment whose releases counted.
+    pub(crate) const fn as_of(&self) -> Option<Timestamp> {
+        self.as_of
     }
 
     /// The text of the file.
@@ -238,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_lock_reads_as_it_was_written() {
-        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), &plan()).unwrap();
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), None, &plan()).unwrap();
         let home = tempfile::tempdir().unwrap();
         lock.write(home.path()).unwrap();
         let read = Lock::read(home.path()).unwrap().unwrap();
@@ -254,10 +270,10 @@ mod tests {
         assert!(Lock::read(home.path()).unwrap().is_none());
         assert!(Lock::parse(PYLOCK.into()).unwrap().is_none(), "a lock of another tool");
         assert!(matches!(Lock::parse("[[".into()), Err(LockError::Unusable { .. })));
-        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), &plan()).unwrap();
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), None, &plan()).unwrap();
         let newer = lock.text().replace("format = 1", "format = 2");
         assert!(matches!(Lock::parse(newer), Err(LockError::Unusable { .. })));
         let vcs = format!("{PYLOCK}[[packages]]\nname = \"v\"\nvcs = {{ type = \"git\" }}\n");
-        assert!(Lock::make(&vcs, Digest::of(b"i"), Digest::of(b"g"), &plan()).is_err());
+        assert!(Lock::make(&vcs, Digest::of(b"i"), Digest::of(b"g"), None, &plan()).is_err());
     }
 }

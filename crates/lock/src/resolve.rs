@@ -6,7 +6,7 @@ use std::path::Path;
 use ringfence_image::error::Said;
 use ringfence_image::{BasePlan, Layer, Store, build_base, plan_base};
 use ringfence_model::digest::Hasher;
-use ringfence_model::manifest::Image;
+use ringfence_model::manifest::{Dependencies, Image};
 use ringfence_model::work::{Progress, Runner, Step};
 use ringfence_model::{Digest, Manifest};
 
@@ -43,7 +43,7 @@ pub fn lock(
     let declared = infer::requirements(input.folder, &input.manifest.dependencies)?;
     refuse_unsupported(&declared)?;
     let image_inputs = image_digest(&input.manifest.image);
-    let inputs = inputs_digest(&declared, &image_inputs);
+    let inputs = inputs_digest(&declared, &input.manifest.dependencies, &image_inputs);
     // WHY an unusable lock is passed over: it is remade, and whoever wants to know reads it with `Lock::read`.
     let old = Lock::read(input.folder).unwrap_or(None);
     if let Some(old) = &old
@@ -65,7 +65,7 @@ pub fn lock(
     } else {
         resolve(store, input, &declared, &plan, &base, old.as_ref(), runner, progress)?
     };
-    let lock = Lock::make(&pylock, inputs, image_inputs, &plan)?;
+    let lock = Lock::make(&pylock, inputs, image_inputs, input.manifest.dependencies.as_of, &plan)?;
     lock.write(input.folder)?;
     Ok(lock)
 }
@@ -76,7 +76,7 @@ pub fn lock(
 /// [`LockError`] of the declarations or of a lock that does not parse.
 pub fn is_current(folder: &Path, manifest: &Manifest) -> Result<bool, LockError> {
     let declared = infer::requirements(folder, &manifest.dependencies)?;
-    let inputs = inputs_digest(&declared, &image_digest(&manifest.image));
+    let inputs = inputs_digest(&declared, &manifest.dependencies, &image_digest(&manifest.image));
     Ok(Lock::read(folder)?.is_some_and(|lock| *lock.inputs() == inputs))
 }
 
@@ -89,12 +89,16 @@ fn image_digest(image: &Image) -> Digest {
     hasher.finish()
 }
 
-fn inputs_digest(declared: &Declared, image: &Digest) -> Digest {
+fn inputs_digest(declared: &Declared, wanted: &Dependencies, image: &Digest) -> Digest {
     let mut hasher = Hasher::new();
     hasher.update(b"ringfence lock inputs 1\n");
     hasher.update(image.raw());
     let mut lines: Vec<String> = declared.requirements.iter().map(|r| format!("r {}\n", r.text)).collect();
     lines.extend(declared.constraints.iter().map(|c| format!("c {}\n", c.text)));
+    for (mark, list) in [('c', &wanted.constraints), ('v', &wanted.overrides), ('x', &wanted.exclude)] {
+        lines.extend(list.iter().map(|text| format!("{mark} {text}\n")));
+    }
+    lines.extend(wanted.as_of.map(|moment| format!("t {moment}\n")));
     lines.sort();
     lines.extend(declared.index_options.iter().map(|o| format!("o {o}\n")));
     lines.iter().for_each(|line| hasher.update(line.as_bytes()));
@@ -143,8 +147,16 @@ fn resolve(
     let none = Default::default();
     let mut indexes = index::of_this_host();
     if indexes.default.is_none() {
-        let run =
-            Run { store, uv: input.uv, agent: &input.manifest.name, base, runner, indexes: &indexes, hosts: &none };
+        let run = Run {
+            store,
+            uv: input.uv,
+            agent: &input.manifest.name,
+            base,
+            runner,
+            indexes: &indexes,
+            hosts: &none,
+            as_of: None,
+        };
         let found = run.default_index(&plan.python)?;
         indexes.default = Some(found);
     }
@@ -164,9 +176,13 @@ fn resolve(
     }
     let lines =
         |list: &[crate::declared::Requirement]| list.iter().map(|r| format!("{}\n", r.text)).collect::<String>();
-    for (name, text) in
-        [("requirements.in", lines(&declared.requirements)), ("constraints.txt", lines(&declared.constraints))]
-    {
+    let wanted = &input.manifest.dependencies;
+    let own = |list: &[String]| list.iter().map(|text| format!("{text}\n")).collect::<String>();
+    for (name, text) in [
+        ("requirements.in", lines(&declared.requirements)),
+        ("constraints.txt", lines(&declared.constraints) + &own(&wanted.constraints)),
+        ("overrides.txt", own(&wanted.overrides) + &left_out(&wanted.exclude)),
+    ] {
         let path = source.join(name);
         fs::write(&path, text).on("write", &path)?;
     }
@@ -182,6 +198,8 @@ fn resolve(
         "requirements.in",
         "--constraint",
         "constraints.txt",
+        "--overrides",
+        "overrides.txt",
         "--format",
         "pylock.toml",
         "--generate-hashes",
@@ -193,13 +211,27 @@ fn resolve(
         "--output-file",
         "/out/pylock.toml",
     ];
-    let run = Run { store, uv: input.uv, agent: &input.manifest.name, base, runner, indexes: &indexes, hosts: &hosts };
+    let run = Run {
+        store,
+        uv: input.uv,
+        agent: &input.manifest.name,
+        base,
+        runner,
+        indexes: &indexes,
+        hosts: &hosts,
+        as_of: wanted.as_of,
+    };
     let output = run.run("resolve", &arguments.map(str::to_owned), &source, (&out, "/out"))?;
     if output.code != 0 {
         return Err(failed(&output.stderr, &output.denied, &indexes));
     }
     let text = fs::read_to_string(&target).on("read", &target)?;
     Ok(redacted(text, &indexes))
+}
+
+/// Overrides by which nobody gets a distribution: they ask for it on a Python that is none.
+fn left_out(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name}; python_version < '0'\n")).collect()
 }
 
 /// Index options of requirements files stand before the host's own.
@@ -249,10 +281,22 @@ mod tests {
     #[test]
     fn the_order_of_lines_does_not_count_and_their_meaning_does() {
         let image = Digest::of(b"image");
-        let digest = |texts: &[&str]| inputs_digest(&declared(texts), &image);
+        let plain = Dependencies::default();
+        let digest = |texts: &[&str]| inputs_digest(&declared(texts), &plain, &image);
         assert_eq!(digest(&["a", "b"]), digest(&["b", "a"]));
         assert_ne!(digest(&["a", "b"]), digest(&["a", "b>1"]));
-        assert_ne!(digest(&["a"]), inputs_digest(&declared(&["a"]), &Digest::of(b"other")));
+        assert_ne!(digest(&["a"]), inputs_digest(&declared(&["a"]), &plain, &Digest::of(b"other")));
+        let text = || vec!["b".to_owned()];
+        let as_of = Some("2024-08-14T00:00:00Z".parse().unwrap());
+        let changed = [
+            Dependencies { constraints: text(), ..plain.clone() },
+            Dependencies { overrides: text(), ..plain.clone() },
+            Dependencies { exclude: text(), ..plain.clone() },
+            Dependencies { as_of, ..plain.clone() },
+        ];
+        let digests: std::collections::BTreeSet<String> =
+            changed.iter().map(|wanted| inputs_digest(&declared(&["a"]), wanted, &image).to_string()).collect();
+        assert!(digests.len() == 4 && !digests.contains(&digest(&["a"]).to_string()), "{digests:?}");
     }
 
     #[test]

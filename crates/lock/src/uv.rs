@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use ringfence_image::error::Said;
 use ringfence_image::{Layer, Store, open_to_jobs};
 use ringfence_model::work::{Job, JobHost, JobMount, JobOutput, Runner};
@@ -72,6 +73,8 @@ pub(crate) struct Run<'a> {
     pub runner: &'a dyn Runner,
     pub indexes: &'a Indexes,
     pub hosts: &'a BTreeSet<JobHost>,
+    /// The last moment whose releases count, also of what builds a package.
+    pub as_of: Option<Timestamp>,
 }
 
 impl Run<'_> {
@@ -137,6 +140,9 @@ impl Run<'_> {
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
+        if let Some(moment) = self.as_of {
+            env.insert("UV_EXCLUDE_NEWER".into(), moment.to_string());
+        }
         if let Some(default) = &self.indexes.default {
             env.insert("UV_DEFAULT_INDEX".into(), default.secret().into());
         }

@@ -147,3 +147,24 @@ fn what_cannot_be_resolved_says_why_in_a_few_lines() {
     assert!(empty.packages().is_empty());
     bench.install(&empty).unwrap();
 }
+
+#[test]
+fn the_manifest_bounds_the_world_that_is_resolved_in() {
+    let bench = Bench::new();
+    let source = folder(&[("app.py", ""), ("requirements.txt", "flask\ncolorama\n")]);
+    let made = |more: &str| {
+        let lock = bench.lock(source.path(), &manifest(&format!("[dependencies]\n{more}\n"))).unwrap();
+        let version = |name: &str| lock.packages().iter().find(|p| p.name == name).and_then(|p| p.version.clone());
+        (version("flask"), version("werkzeug"), version("colorama"), lock)
+    };
+    let (flask, _, colorama, lock) = made("as_of = \"2022-08-01\"");
+    assert_eq!((flask.as_deref(), colorama.as_deref()), (Some("2.1.3"), Some("0.4.5")), "{}", lock.text());
+    assert!(lock.text().contains("as_of = \"2022-08-02T00:00:00Z\""), "{}", lock.text());
+    let again = made("as_of = \"2022-08-01\"").3;
+    assert_eq!(lock, again);
+    bench.install(&lock).unwrap();
+    let (flask, werkzeug, colorama, _) =
+        made("constraints = [\"flask<2.3\"]\noverrides = [\"werkzeug==2.2.3\"]\nexclude = [\"colorama\"]");
+    assert_eq!(flask.as_deref(), Some("2.1.3"), "what still fits stays");
+    assert_eq!((werkzeug.as_deref(), colorama), (Some("2.2.3"), None));
+}

@@ -196,6 +196,7 @@ fn requirements_follow_the_manifest() {
         let wanted = Dependencies {
             files: files.iter().map(|f| (*f).to_owned()).collect(),
             add: add.iter().map(|a| (*a).to_owned()).collect(),
+            ..Dependencies::default()
         };
         requirements(&agent, &wanted).unwrap().requirements.into_iter().map(|r| r.text).collect()
     };

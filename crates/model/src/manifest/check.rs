@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    A2aFile, Credential, CredentialFile, Danger, Dependencies, Failover, FailoverFile, Grant, GrantFile, Health, Image,
-    Ingress, IngressAuth, IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile,
-    Place, RpcProtocol, RpcRules, Scheme, TlsMode, Trust, USUAL_CAPTURES, credential,
+    A2aFile, Credential, CredentialFile, Danger, Failover, FailoverFile, Grant, GrantFile, Health, Image, Ingress,
+    IngressAuth, IngressFile, Kind, Limits, LimitsFile, LlmFile, LlmRules, Manifest, ManifestFile, McpFile, Place,
+    RpcProtocol, RpcRules, Scheme, TlsMode, Trust, USUAL_CAPTURES, credential,
 };
 use crate::report::{Explain, Fault, one_line};
 use crate::{AgentName, Bytes, Digest, HostPattern};
@@ -163,7 +163,7 @@ pub(super) fn understand(
         env: file.agent.env,
         health,
         image: image(file.image)?,
-        dependencies: Dependencies { files: file.dependencies.files, add: file.dependencies.add },
+        dependencies: super::dependencies::understand(file.dependencies)?,
         limits: limits(file.limits)?,
         grants,
         credentials,

@@ -141,6 +141,17 @@ pub struct DependenciesFile {
     /// Requirements to add.
     #[serde(default)]
     pub add: Vec<String>,
+    /// Bounds on what is required anyhow.
+    #[serde(default)]
+    pub constraints: Vec<String>,
+    /// Requirements that stand for whatever asks for the same distribution.
+    #[serde(default)]
+    pub overrides: Vec<String>,
+    /// Distributions to leave out.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// The last moment whose releases count: a date or a timestamp.
+    pub as_of: Option<String>,
 }
 
 /// `[limits]`

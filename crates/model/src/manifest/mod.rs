@@ -4,6 +4,7 @@ mod budget;
 mod capture;
 mod check;
 mod credential;
+mod dependencies;
 mod file;
 mod protocol;
 mod server;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, UserBudgetFile, WhenSpent, Window};
@@ -24,6 +26,7 @@ pub use check::{ManifestError, glob_covers};
 pub use credential::{
     ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, SecretSource, Sigv4,
 };
+pub use dependencies::moment;
 pub use file::{
     A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, FailoverFile, GithubFile, GoogleFile, GrantFile,
     Id, ImageFile, IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
@@ -162,6 +165,14 @@ pub struct Dependencies {
     pub files: Vec<String>,
     /// Requirements to add to what the files declare.
     pub add: Vec<String>,
+    /// Bounds on what is required anyhow.
+    pub constraints: Vec<String>,
+    /// Requirements that stand for whatever asks for the same distribution.
+    pub overrides: Vec<String>,
+    /// Distributions to leave out, whoever asks for them.
+    pub exclude: Vec<String>,
+    /// The last moment whose releases count. `None`: now.
+    pub as_of: Option<Timestamp>,
 }
 
 /// What an agent may use up.

@@ -60,7 +60,7 @@ impl Index {
         authority.get(..=end)
     }
 
-    fn authorization(&self) -> Option<String> {
+    pub(crate) fn authorization(&self) -> Option<String> {
         let userinfo = percent_decoded(self.userinfo()?.trim_end_matches('@'));
         Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(userinfo)))
     }

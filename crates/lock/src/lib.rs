@@ -8,6 +8,7 @@
 
 pub mod declared;
 pub mod error;
+pub mod history;
 mod index;
 pub mod infer;
 mod install;

@@ -151,6 +151,79 @@ fn is_python2(source: &str) -> bool {
     })
 }
 
+/// The names that a module has once it was imported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exports {
+    pub names: BTreeSet<String>,
+    /// Modules all of whose names it takes, each with the dots before its name.
+    pub stars: Vec<(u32, String)>,
+    /// It makes up names as it is asked for them.
+    pub made: bool,
+}
+
+/// Reads what a module has; of a source that cannot be read, nothing is sure.
+pub(crate) fn exports(source: &str) -> Exports {
+    let unsure = || Exports { made: true, ..Exports::default() };
+    if source.len() > MAX_SOURCE {
+        return unsure();
+    }
+    std::thread::scope(|scope| {
+        let work = || {
+            let parsed = parse(source, *MINORS.end());
+            let mut names = Names(Exports::default());
+            if let Mod::Module(module) = parsed.syntax() {
+                names.visit_body(&module.body);
+            }
+            names.0
+        };
+        let thread =
+            std::thread::Builder::new().stack_size(STACK + source.len() * STACK_A_BYTE).spawn_scoped(scope, work);
+        thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(unsure)
+    })
+}
+
+/// Collects what is bound outside of functions and classes.
+struct Names(Exports);
+
+impl<'a> Visitor<'a> for Names {
+    fn visit_stmt(&mut self, stmt: &'a Stmt) {
+        match stmt {
+            Stmt::FunctionDef(function) => {
+                self.0.made |= function.name.as_str() == "__getattr__";
+                self.0.names.insert(function.name.to_string());
+            }
+            Stmt::ClassDef(class) => drop(self.0.names.insert(class.name.to_string())),
+            Stmt::Import(import) => {
+                let bound = |alias: &ruff_python_ast::Alias| match &alias.asname {
+                    Some(name) => name.to_string(),
+                    None => alias.name.split('.').next().unwrap_or_default().to_owned(),
+                };
+                self.0.names.extend(import.names.iter().map(bound));
+            }
+            Stmt::ImportFrom(import) => {
+                for alias in &import.names {
+                    if alias.name.as_str() == "*" {
+                        let module = import.module.as_ref().map(ToString::to_string).unwrap_or_default();
+                        self.0.stars.push((import.level, module));
+                    } else {
+                        self.0.names.insert(alias.asname.as_ref().unwrap_or(&alias.name).to_string());
+                    }
+                }
+            }
+            _ => visitor::walk_stmt(self, stmt),
+        }
+    }
+
+    fn visit_expr(&mut self, expr: &'a Expr) {
+        match expr {
+            Expr::Name(name) if name.ctx.is_store() => drop(self.0.names.insert(name.id.to_string())),
+            // What stands in them is bound elsewhere.
+            Expr::Lambda(_) => {}
+            _ => visitor::walk_expr(self, expr),
+        }
+    }
+}
+
 /// Where lines begin.
 struct Lines(Vec<usize>);
 

@@ -7,6 +7,7 @@
 //! Leans on `model` and on `image` (the store, the base plan, HTTP).
 
 pub mod declared;
+pub mod doctor;
 pub mod error;
 pub mod history;
 mod index;

@@ -52,7 +52,7 @@ impl Postgres {
         let server = as_owner(owner, &programs.join("postgres"))
             .arg("-D")
             .arg(&data)
-            .args(["-p", &address.port().to_string(), "-h", "127.0.0.1", "-F", "-c", "max_connections=30", "-k"])
+            .args(["-p", &address.port().to_string(), "-h", "127.0.0.1", "-F", "-c", "max_connections=100", "-k"])
             .arg(folder)
             .args(["-c", if tls.is_some() { "ssl=on" } else { "ssl=off" }])
             .stdout(Stdio::null())

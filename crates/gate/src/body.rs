@@ -17,6 +17,7 @@ use crate::misdirect::Search;
 use crate::record::Call;
 use crate::relay::Checkin;
 use crate::rpc::Filter;
+use crate::shelf::{Full, Load};
 use crate::upload::Upload;
 
 /// Why a body ends early.
@@ -178,6 +179,8 @@ pub struct Count {
     pub rpc: Option<Box<Filter>>,
     /// What it counts against.
     pub account: Option<Arc<Account>>,
+    /// What of it is held, where any is.
+    pub(crate) load: Option<Load>,
 }
 
 impl Count {
@@ -186,8 +189,17 @@ impl Count {
         self.tap.is_some() || self.rpc.is_some()
     }
 
+    /// Holds what came, once there is room for it; before that no more is taken.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Full>> {
+        let Some(load) = &mut self.load else { return Poll::Ready(Ok(())) };
+        let held = self.rpc.as_ref().map_or(0, |rpc| rpc.held()) + self.tap.as_ref().map_or(0, |tap| tap.held());
+        load.shrink(held);
+        load.poll_hold(cx, held)
+    }
+
     /// The answer is over.
     fn close(&mut self, call: &Call) {
+        self.load = None;
         let used = self.tap.take().map(|tap| tap.used());
         let amounts = used.as_ref().map_or(Amounts::CALL, |(_, amounts)| *amounts);
         if let Some((used, _)) = used {
@@ -290,6 +302,11 @@ impl Relayed {
                 self.whole();
                 return Poll::Ready(Some(Ok(trailers)));
             }
+            if self.call.is_some()
+                && let Err(full) = ready!(self.count.poll_room(cx))
+            {
+                return Poll::Ready(Some(self.no_room(full)));
+            }
             let next = match self.call {
                 Some(_) => ready!(self.inner.poll_frame(cx)),
                 None => None,
@@ -339,6 +356,15 @@ impl Relayed {
                 }
             }
         }
+    }
+
+    /// There is no room for what must be whole; whoever waits for a message is told so in one.
+    fn no_room(&mut self, full: Full) -> Result<Frame<Bytes>, BodyError> {
+        let told = self.count.rpc.as_mut().and_then(|rpc| rpc.give_up());
+        self.call.iter().for_each(|call| call.failed(full.why()));
+        (self.checkin, self.cut) = (None, true);
+        self.finish();
+        told.map(Frame::data).ok_or_else(|| full.why().into())
     }
 
     fn data(&mut self, data: Bytes) -> Result<Option<Frame<Bytes>>, &'static str> {

@@ -36,9 +36,12 @@ use crate::record::{Call, Subject};
 use crate::refuse::{Form, Told};
 use crate::relay::{Checkin, Outgoing};
 use crate::rpc::{Filter, Peer};
+use crate::shelf::Load;
 use crate::upload::Upload;
 use crate::websocket::{self, Bridge, Socket};
-use crate::{Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, room, rpc, trace, upload};
+use crate::{
+    Gate, decide, detour, doh, framing, identify, inject, llm, refuse, relay, room, rpc, shelf, trace, upload,
+};
 
 /// A connection of the agent that speaks HTTP, with the host and port that it was made for.
 pub struct Line {
@@ -73,7 +76,8 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
     let (parts, body) = request.into_parts();
     let body = Content::Stream(Upload::new(&parts.headers, body));
     let mut chances = Chances::default();
-    let mut result = serve(line, parts, body, &mut form, &mut chances).await;
+    let mut load = line.gate.shelf.load();
+    let mut result = serve(line, parts, (body, &mut load), &mut form, &mut chances).await;
     loop {
         match result {
             Err(Refused::Again) => {}
@@ -87,14 +91,19 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
             return Told::Failed("no provider could answer").answer(form, chances.after.as_ref());
         };
         let line = again.line.as_ref().unwrap_or(line);
-        result = serve(line, again.parts, Content::Whole(again.bytes), &mut form, &mut chances).await;
+        result = serve(line, again.parts, (Content::Whole(again.bytes), &mut load), &mut form, &mut chances).await;
     }
     match result {
         Ok(response) => response,
         Err(Refused::Denied(subject, denial)) => {
             let model = subject.model.clone().filter(|_| denial.code == "model_not_granted");
             let id = recorder.deny(*subject, &denial).await;
-            model.map_or(Told::Denied, Told::Model).answer(form, Some(&id))
+            let told = match model {
+                Some(model) => Told::Model(model),
+                None if denial.code == shelf::FULL => Told::Busy("too many large bodies are on their way"),
+                None => Told::Denied,
+            };
+            told.answer(form, Some(&id))
         }
         Err(Refused::Spent(subject, spent)) => {
             let id = recorder.deny(*subject, &Denial::new("budget_exhausted", spent.why())).await;
@@ -104,7 +113,7 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
             let id = recorder.deny(*subject, &denial).await;
             refuse::rpc(&answers, &id)
         }
-        Err(Refused::Busy(id)) => Told::Busy.answer(form, Some(&id)),
+        Err(Refused::Busy(id)) => Told::Busy("too many connections are open").answer(form, Some(&id)),
         Err(Refused::Failed(id, message)) => Told::Failed(message).answer(form, Some(&id)),
         Err(Refused::Again) => Told::Failed("no provider could answer").answer(form, chances.after.as_ref()),
         Err(Refused::Unrecorded(error)) => {
@@ -117,7 +126,7 @@ pub async fn answer(line: &Line, request: Request<Incoming>) -> Response<DownBod
 async fn serve(
     line: &Line,
     mut parts: Parts,
-    body: Content,
+    (body, load): (Content, &mut Load),
     form: &mut Form,
     chances: &mut Chances,
 ) -> Result<Response<DownBody>, Refused> {
@@ -141,7 +150,8 @@ async fn serve(
     let (permit, looked) = match known {
         Some(permit) => (permit, Looked { content: body, model: None, asked: None, decoded: false }),
         None => {
-            let decided = decide_content(gate, &parts, question, route.as_ref(), body, &mut subject, form).await;
+            let decided =
+                decide_content(gate, &parts, question, route.as_ref(), (body, load), &mut subject, form).await;
             decided.map_err(|denial| denied(&subject, denial))?
         }
     };
@@ -168,7 +178,7 @@ async fn serve(
     });
     let mut tool = None;
     if let Some(peer) = &peer {
-        (content, tool) = hear(gate, peer, &mut parts, websocket, content, &mut subject).await?;
+        (content, tool) = hear(gate, peer, &mut parts, websocket, (content, load), &mut subject).await?;
     }
 
     const NO_RULES: &LlmRules = &LlmRules::none();
@@ -197,7 +207,7 @@ async fn serve(
     let realtime = route.zip(spoken).map(|(route, asked)| talk((gate, line), &permit, route, asked, (&subject, &plan)));
     let (method, was_http10) = (parts.method.clone(), parts.version == Version::HTTP_10);
     let readable = credential.is_some() || asked.is_some() || peer.is_some();
-    let prepared = prepare(line, &permit, parts, content, (&method, websocket), credential, readable).await;
+    let prepared = prepare(line, &permit, parts, (content, load), (&method, websocket), credential, readable).await;
     let prepared = prepared.map_err(|denial| denied(&subject, denial))?;
 
     let capture = Kept::of(gate, &permit, prepared.bare().filter(|_| !websocket).map(Bytes::len))
@@ -241,7 +251,10 @@ async fn serve(
 
     // inject
     let spending = (&call, account.as_ref(), &mut seals);
-    let injected = inject(line, prepared, &method, websocket, credential, spending).await;
+    let injected = inject(line, (prepared, load), &method, websocket, credential, spending).await;
+    if !chances.keep_a_call() {
+        load.shrink(0);
+    }
     let (outgoing, echo) = injected.map_err(|why| {
         give_back();
         failed(why, "the credential could not be used")
@@ -302,7 +315,7 @@ async fn serve(
         response,
         &method,
         was_http10,
-        Back { echo, counting, rpc, account, checkin, seal: seals.response },
+        Back { echo, counting, rpc, account, load: gate.shelf.load(), checkin, seal: seals.response },
         &call,
     )
     .map_err(|why| failed(why, "the answer could not be inspected"))
@@ -324,7 +337,7 @@ async fn decide_content(
     parts: &Parts,
     question: HttpRequest<'_>,
     route: Option<&Route>,
-    body: Content,
+    (body, load): (Content, &mut Load),
     subject: &mut Subject,
     form: &mut Form,
 ) -> Result<(Arc<Permit>, Looked), Denial> {
@@ -339,7 +352,7 @@ async fn decide_content(
         // What would be denied anyway is not read.
         gate.decisions.decide(&gate.policy, question.clone(), false)?;
     }
-    let looked = llm::look(&parts.headers, route, body, Wanted { by_policy, by_budget }).await?;
+    let looked = llm::look(&parts.headers, route, body, load, Wanted { by_policy, by_budget }).await?;
     subject.model.clone_from(&looked.model);
     if let Some(asked) = &looked.asked {
         *form = Form::Llm(asked.request.shape);
@@ -356,7 +369,7 @@ async fn hear(
     peer: &Peer,
     parts: &mut Parts,
     websocket: bool,
-    content: Content,
+    (content, load): (Content, &mut Load),
     subject: &mut Subject,
 ) -> Result<(Content, Option<String>), Refused> {
     let denied = |subject: &Subject, denial| Refused::Denied(Box::new(subject.clone()), denial);
@@ -372,7 +385,7 @@ async fn hear(
         let why = format!("messages are sent by POST, not by {}", parts.method);
         return Err(denied(subject, Denial::new("rpc_not_granted", why)));
     }
-    let bytes = llm::whole(&mut parts.headers, content).await.map_err(|denial| denied(subject, denial))?;
+    let bytes = llm::whole(&mut parts.headers, content, load).await.map_err(|denial| denied(subject, denial))?;
     match rpc::said(&gate.policy, &gate.servers, peer, &parts.headers, &bytes) {
         Ok(said) => {
             subject.rpc = said.entries;
@@ -494,7 +507,7 @@ async fn prepare(
     line: &Line,
     permit: &Permit,
     parts: Parts,
-    content: Content,
+    (content, load): (Content, &mut Load),
     (method, websocket): (&Method, bool),
     credential: Option<&Credential>,
     readable: bool,
@@ -533,11 +546,11 @@ async fn prepare(
     let unexpected = matches!(*method, Method::GET | Method::HEAD);
     let mut content = match content {
         Content::Begun(..) if needed => {
-            return Err(Denial::new("body_too_large", "the credential needs the body, which is too large to be read"));
+            return Err(Denial::new("body_too_large", "the credential needs the body, which was not read whole"));
         }
         // The writer of HTTP/1.1 leaves a body out where these methods name no length.
         Content::Stream(body) if needed || short || (unexpected && length.is_none() && !body.is_end_stream()) => {
-            llm::gather(&head.headers, body, true).await?
+            llm::gather(&head.headers, body, true, load).await?
         }
         content => content,
     };
@@ -576,7 +589,7 @@ async fn prepare(
 /// The request as it will be sent, with the secret in its place, and what guards its answer.
 async fn inject(
     line: &Line,
-    prepared: Prepared,
+    (prepared, load): (Prepared, &Load),
     method: &Method,
     websocket: bool,
     credential: Option<&Credential>,
@@ -601,7 +614,8 @@ async fn inject(
         }
     };
     let capture = if websocket { None } else { seals.request.take() };
-    let body = content.into_body(call, hash, search, account, capture, !line.gate.barriers.request_trailers);
+    let body =
+        content.held_by(load).into_body(call, hash, search, account, capture, !line.gate.barriers.request_trailers);
     let Head { headers, path, query, .. } = head;
     Ok((Outgoing { method: method.clone(), headers, path: Some(path), query, body, websocket }, echo))
 }
@@ -612,6 +626,7 @@ struct Back {
     counting: Option<Counting>,
     rpc: Option<(Arc<Gate>, Peer)>,
     account: Option<Arc<Account>>,
+    load: Load,
     checkin: Option<Checkin>,
     seal: Option<Box<Seal>>,
 }
@@ -624,7 +639,7 @@ fn brought_back(
     back: Back,
     call: &Arc<Call>,
 ) -> Result<Response<DownBody>, String> {
-    let Back { echo, counting, rpc, account, checkin, seal } = back;
+    let Back { echo, counting, rpc, account, load, checkin, seal } = back;
     let (mut parts, body) = response.into_parts();
     let coded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if parts.headers.get_all(TRANSFER_ENCODING).iter().any(coded) {
@@ -675,7 +690,7 @@ fn brought_back(
             Arrival::new(body, decoder),
             Arc::clone(call),
             echo,
-            Count { tap, rpc, account },
+            Count { load: (tap.is_some() || rpc.is_some()).then_some(load), tap, rpc, account },
             checkin,
             seal,
         ),

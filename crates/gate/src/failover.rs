@@ -84,6 +84,12 @@ impl Chances {
         Ok(())
     }
 
+    /// Whether a call is kept, to be made again.
+    #[must_use]
+    pub const fn keep_a_call(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Whether this call is made in the stead of another.
     #[must_use]
     pub const fn are_used(&self) -> bool {

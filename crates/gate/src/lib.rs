@@ -30,7 +30,7 @@
 //! - [`capture`]: bodies that are kept, for whoever has the key
 //! - [`hash`]: digests of bodies, taken while they go by
 //! - `needle`: many texts searched for at once, in all their forms
-//! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once
+//! - [`dial`]: which addresses may be dialled; [`room`]: and how many at once; [`shelf`]: how much is held whole
 //! - [`llm`], [`rpc`]: calls of language models; messages to MCP servers and other agents
 //! - [`reload`]: a policy takes the place of another while calls are made
 //! - [`budget`]: what may be spent; [`refuse`]: how a call is refused
@@ -79,6 +79,7 @@ pub mod reload;
 pub mod resolver;
 pub mod room;
 pub mod rpc;
+pub mod shelf;
 pub mod sigv4;
 pub mod ssh;
 mod stream;
@@ -119,6 +120,7 @@ pub struct Gate {
     pub(crate) dialler: Arc<dial::Dialler>,
     pub(crate) pool: Arc<relay::Pool>,
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) shelf: Arc<shelf::Shelf>,
     pub(crate) rates: tcp::Rates,
     pub(crate) sessions: postgres::cancel::Sessions,
     pub(crate) git_sessions: ssh::Sessions,
@@ -136,6 +138,7 @@ struct Shared {
     authority: Arc<tls::Authority>,
     dialler: Arc<dial::Dialler>,
     connections: Arc<Semaphore>,
+    shelf: Arc<shelf::Shelf>,
     sessions: postgres::cancel::Sessions,
     git_sessions: ssh::Sessions,
     servers: Arc<rpc::Servers>,
@@ -156,6 +159,8 @@ pub struct Barriers {
     pub encrypted_dns: bool,
     /// A ClientHello that may hide another name is not relayed closed.
     pub encrypted_hello: bool,
+    /// What is held because it must be whole is bounded in all.
+    pub held_bodies: bool,
     /// A call with a placeholder where it does not belong is denied.
     pub misdirected_placeholders: bool,
     /// Trailers of requests are dropped.
@@ -171,6 +176,7 @@ impl Default for Barriers {
             detours: true,
             encrypted_dns: true,
             encrypted_hello: true,
+            held_bodies: true,
             misdirected_placeholders: true,
             request_trailers: true,
             unexpected_bodies: true,
@@ -368,6 +374,7 @@ impl Gate {
             authority: Arc::new(authority),
             dialler: Arc::new(dialler.going(proxy, barriers.addresses)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            shelf: Arc::new(shelf::Shelf::new(barriers.held_bodies)),
             sessions: postgres::cancel::Sessions::default(),
             git_sessions: ssh::Sessions::default(),
             servers: Arc::default(),
@@ -424,6 +431,7 @@ impl Gate {
             authority: Arc::clone(&self.authority),
             dialler: Arc::clone(&self.dialler),
             connections: Arc::clone(&self.connections),
+            shelf: Arc::clone(&self.shelf),
             sessions: self.sessions.clone(),
             git_sessions: self.git_sessions.clone(),
             servers: Arc::clone(&self.servers),
@@ -469,6 +477,7 @@ impl Gate {
             authority,
             dialler,
             connections,
+            shelf,
             sessions,
             git_sessions,
             servers,
@@ -491,6 +500,7 @@ impl Gate {
             dialler,
             pool,
             connections,
+            shelf,
             rates: tcp::Rates::new(&config.grants),
             sessions,
             git_sessions,
@@ -518,6 +528,12 @@ impl Gate {
     #[must_use]
     pub fn names(&self) -> &resolver::Names {
         &self.names
+    }
+
+    /// How much is held now because it must be whole, in bytes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.shelf.held()
     }
 
     pub(crate) fn grant(&self, permit: &ringfence_policy::Permit) -> Option<&Grant> {

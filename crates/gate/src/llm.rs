@@ -5,6 +5,7 @@
 //! grant, a guard-rail or a budget asks, what cannot be read is denied, and what is sent on is what was read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -19,6 +20,7 @@ use ringfence_inspect::price::{Cost, Prices};
 use ringfence_inspect::sse::Sse;
 use ringfence_model::manifest::{LlmRules, Unit};
 use ringfence_policy::{Denial, LlmCall};
+use tokio::time::Instant;
 
 use crate::body::UpBody;
 use crate::budget::{Account, Amounts, Behalf, Ledger};
@@ -28,6 +30,7 @@ use crate::hash::{BodyHash, MAX_HASHED_BYTES};
 use crate::inspect::MAX_BODY_BYTES;
 use crate::misdirect::Search;
 use crate::record::Call;
+use crate::shelf::{FULL, Full, Load};
 use crate::sigv4::chunks::{ChunkError, Chunks};
 use crate::upload::Upload;
 
@@ -40,6 +43,9 @@ const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// How far an answer may go beyond what was reserved before it is cut. What is counted here is an estimate, and a
 /// provider that heeds the bound is not to be cut for it.
 const SLACK: u64 = 4;
+
+/// How long a body may take that must be whole.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The body of a request, as far as it was read.
 pub enum Content<B = Upload> {
@@ -83,6 +89,16 @@ impl Content {
                 Self::Whole(bytes)
             }
         })
+    }
+
+    /// The same, held by `load` for as long as any of what was read is there.
+    #[must_use]
+    pub(crate) fn held_by(self, load: &Load) -> Self {
+        match self {
+            Self::Begun(head, rest) => Self::Begun(load.around(head), rest),
+            Self::Stream(body) => Self::Stream(body),
+            Self::Whole(bytes) => Self::Whole(load.around(bytes)),
+        }
     }
 
     /// All of it, if it was read.
@@ -178,11 +194,12 @@ pub fn route(method: &str, path: &str, query: Option<&str>) -> Result<Option<Rou
 /// decoded, so that nobody reads it otherwise.
 ///
 /// # Errors
-/// A denial: `body_too_large`, `body_encoded`, `body_unreadable`, `body_broken`, or a code of the reader's.
-pub async fn look<B>(
+/// A denial: as of [`whole`], `body_unreadable`, or a code of the reader's.
+pub(crate) async fn look<B>(
     headers: &HeaderMap,
     route: Option<&Route>,
     content: Content<B>,
+    load: &mut Load,
     wanted: Wanted,
 ) -> Result<Looked<B>, Denial>
 where
@@ -200,14 +217,14 @@ where
         Ok(_) | Err(_) => return Ok(nothing(content)),
     };
     let gathered = match content {
-        Content::Stream(body) => gather(headers, body, strict).await?,
+        Content::Stream(body) => gather(headers, body, strict, load).await?,
         read => read,
     };
     let bytes = match gathered {
         Content::Whole(bytes) => bytes,
         partly => return Ok(nothing(partly)),
     };
-    let (bytes, decoded) = decode(&codings, bytes)?;
+    let (bytes, decoded) = decode(&codings, bytes, load).await?;
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let limits = Limits { bytes: MAX_BODY_BYTES, ..Limits::default() };
     if let Some(route) = route {
@@ -236,11 +253,14 @@ fn encoded(error: &CodingError) -> Denial {
 }
 
 /// A body without its codings, and whether it had any.
-fn decode(codings: &Codings, bytes: Bytes) -> Result<(Bytes, bool), Denial> {
+async fn decode(codings: &Codings, bytes: Bytes, load: &mut Load) -> Result<(Bytes, bool), Denial> {
     if codings.is_empty() {
         return Ok((bytes, false));
     }
+    // What it comes to is known afterwards.
+    load.hold(MAX_BODY_BYTES).await.map_err(full)?;
     let plain = coding::decode(codings, &bytes, MAX_BODY_BYTES as u64).map_err(|e| encoded(&e))?;
+    load.shrink(plain.len());
     Ok((plain.into(), true))
 }
 
@@ -248,17 +268,17 @@ fn decode(codings: &Codings, bytes: Bytes) -> Result<(Bytes, bool), Denial> {
 /// say so.
 ///
 /// # Errors
-/// A denial: `body_too_large`, `body_encoded` or `body_broken`.
-pub async fn whole(headers: &mut HeaderMap, content: Content) -> Result<Bytes, Denial> {
+/// A denial: as of [`gather`], or `body_encoded`.
+pub(crate) async fn whole(headers: &mut HeaderMap, content: Content, load: &mut Load) -> Result<Bytes, Denial> {
     let body = match content {
         Content::Whole(bytes) => return Ok(bytes),
         Content::Begun(..) => return Err(Denial::new("body_too_large", "the body cannot be read whole")),
         Content::Stream(body) => body,
     };
     let codings = Codings::to_read(headers).map_err(|e| encoded(&e))?;
-    match gather(headers, body, true).await? {
+    match gather(headers, body, true, load).await? {
         Content::Whole(bytes) => {
-            let (bytes, decoded) = decode(&codings, bytes)?;
+            let (bytes, decoded) = decode(&codings, bytes, load).await?;
             if decoded {
                 coding::undone(headers);
             }
@@ -268,11 +288,21 @@ pub async fn whole(headers: &mut HeaderMap, content: Content) -> Result<Bytes, D
     }
 }
 
-/// Reads a body whole, if it is not too large. If it need not be whole, what is too large stays a stream.
+fn full(full: Full) -> Denial {
+    Denial::new(FULL, full.to_string())
+}
+
+/// Reads a body whole, if it is not too large, comes in time and finds room. If it need not be whole, it stays a stream
+/// where it cannot be.
 ///
 /// # Errors
-/// A denial: `body_too_large` or `body_broken`.
-pub async fn gather<B>(headers: &HeaderMap, mut body: B, strict: bool) -> Result<Content<B>, Denial>
+/// A denial: `body_too_large`, `body_broken`, `body_stalled` or [`FULL`].
+pub(crate) async fn gather<B>(
+    headers: &HeaderMap,
+    mut body: B,
+    strict: bool,
+    load: &mut Load,
+) -> Result<Content<B>, Denial>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -285,19 +315,37 @@ where
     if said.is_some_and(|length| length > MAX_BODY_BYTES) {
         return if strict { Err(too_large()) } else { Ok(Content::Stream(body)) };
     }
+    let stalled = || {
+        let why = format!("the body must be whole, and did not come within {} s", BODY_TIMEOUT.as_secs());
+        Denial::new("body_stalled", why)
+    };
     let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    let until = Instant::now() + BODY_TIMEOUT;
+    loop {
+        let frame = match tokio::time::timeout_at(until, body.frame()).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ok(Content::Whole(whole.freeze())),
+            Err(_) if strict => return Err(stalled()),
+            Err(_) if whole.is_empty() => return Ok(Content::Stream(body)),
+            Err(_) => return Ok(Content::Begun(whole.freeze(), body)),
+        };
         let frame = frame.map_err(|e| Denial::new("body_broken", format!("the body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if whole.is_empty() && body.is_end_stream() && data.len() <= MAX_BODY_BYTES {
+        let held = load.hold((whole.len() + data.len()).min(MAX_BODY_BYTES)).await;
+        if let (Err(none), true) = (held, strict) {
+            return Err(full(none));
+        }
+        if held.is_ok() && whole.is_empty() && body.is_end_stream() && data.len() <= MAX_BODY_BYTES {
             return Ok(Content::Whole(data));
         }
         whole.extend_from_slice(&data);
+        if held.is_err() {
+            return Ok(Content::Begun(whole.freeze(), body));
+        }
         if whole.len() > MAX_BODY_BYTES {
             return if strict { Err(too_large()) } else { Ok(Content::Begun(whole.freeze(), body)) };
         }
     }
-    Ok(Content::Whole(whole.freeze()))
 }
 
 /// The model that a JSON body names that belongs to no API known here.
@@ -545,6 +593,12 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// How many bytes are held because what they are of is not whole.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.meter.held() + self.events.as_ref().map_or(0, Sse::held)
+    }
+
     /// Whether what goes on may be another length than what came.
     #[must_use]
     pub const fn changes(&self) -> bool {
@@ -655,7 +709,6 @@ fn is_beyond(meter: &Meter, output: Option<u64>, since_look: &mut usize) -> bool
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
     use http_body_util::Full;
 
     use super::*;
@@ -670,9 +723,10 @@ mod tests {
 
     fn looked(path: &str, pairs: &[(&str, &str)], body: &str, wanted: Wanted) -> Result<Looked<Full<Bytes>>, Denial> {
         let route = route("POST", path, None)?;
-        look(&headers(pairs), route.as_ref(), Content::Stream(Full::new(Bytes::from(body.to_owned()))), wanted)
-            .now_or_never()
-            .unwrap()
+        let content = Content::Stream(Full::new(Bytes::from(body.to_owned())));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut load = crate::shelf::Shelf::new(true).load();
+        runtime.block_on(look(&headers(pairs), route.as_ref(), content, &mut load, wanted))
     }
 
     fn model(pairs: &[(&str, &str)], body: &str) -> Result<Option<String>, &'static str> {

@@ -16,8 +16,8 @@ use crate::body::DownBody;
 pub enum Told {
     /// A budget is used up; when there is some again.
     Budget(Option<Duration>),
-    /// Too much is going on at once.
-    Busy,
+    /// Too much is going on at once, and of what.
+    Busy(&'static str),
     /// It is not granted.
     Denied,
     /// It is not granted with this model.
@@ -51,7 +51,7 @@ impl Told {
     const fn status(&self) -> StatusCode {
         match self {
             Self::Budget(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied | Self::Model(_) => StatusCode::FORBIDDEN,
             Self::Failed(_) => StatusCode::BAD_GATEWAY,
         }
@@ -61,7 +61,7 @@ impl Told {
     const fn code(&self) -> &'static str {
         match self {
             Self::Budget(_) => "ringfence.budget",
-            Self::Busy => "ringfence.busy",
+            Self::Busy(_) => "ringfence.busy",
             Self::Denied | Self::Model(_) => "ringfence.denied",
             Self::Failed(_) => "ringfence.upstream",
         }
@@ -70,9 +70,8 @@ impl Told {
     const fn words(&self) -> &'static str {
         match self {
             Self::Budget(_) => "the budget is used up",
-            Self::Busy => "too many connections are open",
+            Self::Busy(words) | Self::Failed(words) => words,
             Self::Denied | Self::Model(_) => "this call is not granted",
-            Self::Failed(words) => words,
         }
     }
 
@@ -82,7 +81,7 @@ impl Told {
         let call = id.map_or("", CallId::as_str);
         match form {
             Form::Grpc => self.grpc(call),
-            Form::Llm(shape) if !matches!(self, Self::Busy | Self::Failed(_)) => self.llm(shape, call),
+            Form::Llm(shape) if !matches!(self, Self::Busy(_) | Self::Failed(_)) => self.llm(shape, call),
             Form::Llm(_) | Form::Problem => self.problem(call),
         }
     }
@@ -91,7 +90,7 @@ impl Told {
         let reason = match self {
             Self::Budget(again) => Reason::BudgetExhausted { retry_after_s: again.map(seconds) },
             Self::Model(model) => Reason::ModelNotGranted { model },
-            Self::Busy | Self::Denied | Self::Failed(_) => Reason::NotGranted,
+            Self::Busy(_) | Self::Denied | Self::Failed(_) => Reason::NotGranted,
         };
         let answer = Refusal { reason, call }.answer(shape);
         let mut response = Response::new(DownBody::own(Bytes::from(answer.body)));
@@ -120,7 +119,7 @@ impl Told {
         if let Self::Budget(Some(again)) = self {
             headers.insert(RETRY_AFTER, seconds(*again).into());
         }
-        if *self == Self::Busy {
+        if matches!(self, Self::Busy(_)) {
             headers.insert(RETRY_AFTER, 1.into());
         }
         response
@@ -134,7 +133,7 @@ impl Told {
         let code = match self {
             Self::Budget(_) => 8,
             Self::Denied | Self::Model(_) => 7,
-            Self::Busy | Self::Failed(_) => 14,
+            Self::Busy(_) | Self::Failed(_) => 14,
         };
         let mut response = Response::new(DownBody::Own(None));
         let headers = response.headers_mut();

@@ -441,6 +441,21 @@ impl Filter {
         }
     }
 
+    /// How much is held because it is not whole.
+    pub(crate) fn held(&self) -> usize {
+        match &self.form {
+            Framed::Whole(held) => held.len(),
+            Framed::Events(events) => events.held(),
+            Framed::Other | Framed::Over => 0,
+        }
+    }
+
+    /// Lets go of what is held, for which there is no room. Gives what the agent is told, if it was told nothing yet.
+    pub(crate) fn give_up(&mut self) -> Option<Bytes> {
+        let whole = matches!(std::mem::replace(&mut self.form, Framed::Over), Framed::Whole(_));
+        whole.then(|| failed("the gate has no room for the server's answer; try again later"))
+    }
+
     /// What is left when the answer has ended.
     pub fn finish(&mut self) -> Bytes {
         match std::mem::replace(&mut self.form, Framed::Over) {
@@ -464,8 +479,12 @@ impl Filter {
 
 /// What the agent gets in the place of an answer that cannot be understood.
 fn broken() -> Bytes {
+    failed("the server's answer cannot be understood")
+}
+
+fn failed(words: &str) -> Bytes {
     const INTERNAL_ERROR: i64 = -32_603;
-    answer::error(None, INTERNAL_ERROR, "the server's answer cannot be understood", None).to_bytes().into()
+    answer::error(None, INTERNAL_ERROR, words, None).to_bytes().into()
 }
 
 enum Passed {

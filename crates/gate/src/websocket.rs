@@ -35,6 +35,7 @@ use crate::misdirect::Search;
 use crate::realtime::{Agent, Realtime};
 use crate::record::{Call, Subject};
 use crate::relay::REVOKED;
+use crate::shelf::{Full, Load};
 
 /// The largest message that goes on as a whole.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -51,10 +52,11 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Close codes.
 ///
 /// # Source
-/// RFC 6455 §7.4.1.
+/// RFC 6455 §7.4.1, and the registry of close codes.
 const PROTOCOL_ERROR: u16 = 1002;
 const POLICY: u16 = 1008;
 const TOO_BIG: u16 = 1009;
+const TRY_AGAIN_LATER: u16 = 1013;
 
 /// A handshake over HTTP/2, which the upstream gets as one over HTTP/1.1.
 #[derive(Debug)]
@@ -156,6 +158,10 @@ impl End {
 
     fn no_frame(why: &str) -> Self {
         Self::new(PROTOCOL_ERROR, format!("websocket_broken: {why}"))
+    }
+
+    fn full(full: Full) -> Self {
+        Self::new(TRY_AGAIN_LATER, full.why())
     }
 
     fn io(error: &io::Error) -> Self {
@@ -371,7 +377,7 @@ async fn pump<R, W>(
     mut from: R,
     to: &Mutex<Writer<W>>,
     mut frames: Frames,
-    look: &mut (impl Look + Send),
+    (look, load): (&mut (impl Look + Send), &mut Load),
     stop: &Notify,
 ) -> Result<(), End>
 where
@@ -392,9 +398,11 @@ where
                     }
                 }
                 Piece::Data { kind, payload, last } => {
+                    load.hold(message.would_hold(&payload, last)).await.map_err(End::full)?;
                     if let Some((fin, opcode, out)) = message.push(kind, payload, last, look)? {
                         look.capture(fin, opcode, &out)?;
                         to.lock().await.write(fin, opcode, &out).await.map_err(|e| End::io(&e))?;
+                        load.shrink(message.held.len());
                     }
                 }
             }
@@ -418,6 +426,11 @@ where
 }
 
 impl Message {
+    /// How much is held with this part of it; nothing where it is a message by itself and goes on as it came.
+    fn would_hold(&self, payload: &Bytes, last: bool) -> usize {
+        if last && self.held.is_empty() { 0 } else { self.held.len() + payload.len() }
+    }
+
     /// Takes a part of a message, and gives the frame that may go on.
     fn push(
         &mut self,
@@ -465,9 +478,11 @@ where
     let mut from_agent = FromAgent { socket: &shared, agent, search: None, parted: false, seal: seals.request };
     let mut from_upstream = FromUpstream { socket: &shared, echo, metered, seal: seals.response };
     let stop = Notify::new();
+    let (mut up_load, mut down_load) = (shared.gate.shelf.load(), shared.gate.shelf.load());
     let ended = {
-        let up = pump(agent_read, &to_upstream, Frames::new(From::Client), &mut from_agent, &stop);
-        let down = pump(upstream_read, &to_agent, Frames::new(From::Server), &mut from_upstream, &stop);
+        let up = pump(agent_read, &to_upstream, Frames::new(From::Client), (&mut from_agent, &mut up_load), &stop);
+        let down =
+            pump(upstream_read, &to_agent, Frames::new(From::Server), (&mut from_upstream, &mut down_load), &stop);
         let ended = async {
             match select(std::pin::pin!(up), std::pin::pin!(down)).await {
                 Either::Left((first, other)) => both(first, other, &stop).await,

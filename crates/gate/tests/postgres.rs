@@ -12,12 +12,14 @@ mod database;
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use database::{DB_HOST, Database, PASSWORD, run};
 use ringfence_audit::Outcome;
 use ringfence_gate::Barriers;
 use ringfence_gate::config::{CredentialLease, GateConfig};
 use ringfence_gate::postgres::wire::{self, Message};
+use ringfence_gate::shelf::{MAX_HELD_BYTES, PATIENCE};
 use ringfence_model::SecretText;
 use ringfence_model::manifest::{
     Grant, Place, PostgresRules, PostgresTls, Protocol,
@@ -475,7 +477,7 @@ async fn a_statement_is_given_up_by_its_own_agent_and_by_nobody_else() {
         if !pid.is_empty() {
             break pid;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let own = u32::from_be_bytes(key[..4].try_into().unwrap());
     assert_ne!(own.to_string(), real, "the server's own number stays with the gate");
@@ -1000,4 +1002,36 @@ async fn no_text_that_seems_to_read_changes_anything() {
         }
     }
     assert!(read > 1500 && changed > 100, "{read} read, {changed} of {ran} changed something");
+}
+
+#[tokio::test]
+async fn statements_that_are_held_are_bounded_in_all() {
+    let database = Database::start();
+    let agent = Agent::new(of(&database, &[Select])).await;
+    let mut sessions = Vec::new();
+    for _ in 0..66 {
+        let mut session = agent.raw(&[]).await;
+        assert!(session.until_ready().await.ends_with("ZI"));
+        sessions.push(session);
+    }
+    let long = format!("select 1 -- {}", "x".repeat((1 << 20) - 100));
+    let whole = query(&long).finish().unwrap();
+    for session in &mut sessions {
+        session.0.write_all(&whole[..100]).await.unwrap();
+    }
+    let held = || agent.fence.gate.held_bytes();
+    wait(|| (held() == MAX_HELD_BYTES).then_some(()), || format!("{} are held", held())).await;
+    tokio::time::sleep(PATIENCE + Duration::from_secs(1)).await;
+    // Those that found no room are refused once they are through; the sessions go on.
+    let refused = || agent.fence.log.intents().iter().filter(|i| i.reason == "too_many_bodies").count();
+    for session in &mut sessions {
+        session.0.write_all(&whole[100..]).await.unwrap();
+    }
+    let mut heard = Vec::new();
+    for session in &mut sessions {
+        heard.push(session.until_ready().await);
+    }
+    assert_eq!((refused(), held()), (2, 0));
+    assert_eq!(heard.iter().filter(|heard| heard.starts_with("E(")).count(), 2, "{heard:?}");
+    assert!(!sessions[0].rows("select 1").await.is_empty());
 }

@@ -110,6 +110,12 @@ impl EventStream {
         Self { limit, held: Vec::new(), at: 0, given: false, broken: None }
     }
 
+    /// How many bytes are held because their message is not whole.
+    #[must_use]
+    pub const fn held(&self) -> usize {
+        if self.given { 0 } else { self.held.len() }
+    }
+
     /// Takes bytes off the front of `chunk` until a message is whole; `Ok(None)` once all of it is taken.
     ///
     /// # Errors

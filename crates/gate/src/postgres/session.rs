@@ -22,6 +22,7 @@ use super::{Io, Target};
 use crate::budget::{Account, Amounts, Behalf};
 use crate::misdirect::Search;
 use crate::record::Call;
+use crate::shelf::{FULL, Full, Load};
 use crate::tcp::{IDLE, Quiet};
 use crate::{Gate, call, decide, relay};
 
@@ -45,6 +46,9 @@ const MAX_EFFECTS: usize = 256;
 
 /// One direction's buffer.
 const BUFFER: usize = 32 * 1024;
+
+/// How long a statement may take to come.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a server may take to close after the agent did.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -83,8 +87,8 @@ pub async fn run(
         drained: Notify::new(),
         prepared: Mutex::default(),
     };
-    let mut up = Pipe::new(from_agent, to_server, "agent_broke", "upstream_broke");
-    let mut down = Pipe::new(from_server, to_agent, "upstream_broke", "agent_broke");
+    let mut up = Pipe::new(from_agent, to_server, gate.shelf.load(), ["agent_broke", "upstream_broke"]);
+    let mut down = Pipe::new(from_server, to_agent, gate.shelf.load(), ["upstream_broke", "agent_broke"]);
     let mut names = Names::default();
     let ended = {
         let answers = session.answers(&mut down);
@@ -417,17 +421,29 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn too_long<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    /// What has statements in it; nothing if it was refused unread.
+    async fn statement<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         &self,
         pipe: &mut Pipe<R, W>,
         kind: Kind,
         length: usize,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Vec<u8>>, String> {
+        let (unread, denial) = if length > MAX_QUERY {
+            let why = "the statement is longer than 1 MiB";
+            ("it is longer than 1 MiB", Denial::new("statement_not_granted", why))
+        } else {
+            match pipe.room(length).await? {
+                Ok(()) => {
+                    let whole = tokio::time::timeout(STATEMENT_TIMEOUT, pipe.whole(length, MAX_QUERY)).await;
+                    return whole.map_err(|_| "protocol: a statement does not come to its end")?.map(Some);
+                }
+                Err(full) => ("there is no room for it", Denial::new(FULL, full.to_string())),
+            }
+        };
         pipe.skip(length).await?;
-        let summary = classify::unreadable("it is longer than 1 MiB");
-        let denial = Denial::new("statement_not_granted", "the statement is longer than 1 MiB");
-        let id = self.deny(&summary, &denial).await;
-        self.refuse(pipe, kind, Some(id))
+        let id = self.deny(&classify::unreadable(unread), &denial).await;
+        self.refuse(pipe, kind, Some(id))?;
+        Ok(None)
     }
 
     async fn query<R, W>(&self, pipe: &mut Pipe<R, W>, length: usize) -> Result<(), String>
@@ -435,10 +451,7 @@ impl Session<'_> {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        if length > MAX_QUERY {
-            return self.too_long(pipe, Kind::Query, length).await;
-        }
-        let body = pipe.whole(length, MAX_QUERY).await?;
+        let Some(body) = self.statement(pipe, Kind::Query, length).await? else { return Ok(()) };
         let mut reader = Body::new(&body);
         let text = reader.text().filter(|_| reader.rest().is_empty()).ok_or("protocol: a query does not end once")?;
         match self.decide(text).await {
@@ -461,10 +474,7 @@ impl Session<'_> {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        if length > MAX_QUERY {
-            return self.too_long(pipe, Kind::Parse, length).await;
-        }
-        let body = pipe.whole(length, MAX_QUERY).await?;
+        let Some(body) = self.statement(pipe, Kind::Parse, length).await? else { return Ok(()) };
         let mut reader = Body::new(&body);
         let (Some(name), Some(text)) = (reader.text(), reader.text()) else {
             return Err("protocol: a statement does not end".into());
@@ -555,6 +565,7 @@ impl Session<'_> {
                 b'1' | b'2' | b'3' | b'A' | b'C' | b'D' | b'G' | b'H' | b'I' | b'N' | b'T' | b'c' | b'd' | b'n'
                 | b's' | b't' => pipe.through(kind, length, None).await?,
                 b'E' => {
+                    pipe.room(length).await?.map_err(Full::why)?;
                     let body = pipe.whole(length, MAX_QUERY).await?;
                     let denied = self.flow().failed(&wire::error_code(&body));
                     match denied {
@@ -620,13 +631,15 @@ struct Pipe<R, W> {
     from: BufReader<R>,
     to: W,
     out: Vec<u8>,
+    /// What is held for what is read whole, and for what goes out.
+    load: Load,
     /// Codes of what breaks when reading and when writing.
     codes: [&'static str; 2],
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pipe<R, W> {
-    fn new(from: R, to: W, reading: &'static str, writing: &'static str) -> Self {
-        Self { from: BufReader::with_capacity(BUFFER, from), to, out: Vec::new(), codes: [reading, writing] }
+    fn new(from: R, to: W, load: Load, codes: [&'static str; 2]) -> Self {
+        Self { from: BufReader::with_capacity(BUFFER, from), to, out: Vec::new(), load, codes }
     }
 
     async fn flush(&mut self) -> Result<(), String> {
@@ -636,6 +649,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pipe<R, W> {
             self.to.write_all(&self.out).await.map_err(broke)?;
             self.out.clear();
             self.out.shrink_to(2 * BUFFER);
+            self.load.shrink(0);
         }
         self.to.flush().await.map_err(broke)
     }
@@ -646,6 +660,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pipe<R, W> {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Makes room for a body that is to be read whole.
+    async fn room(&mut self, length: usize) -> Result<Result<(), Full>, String> {
+        self.before(length).await?;
+        Ok(self.load.hold(self.out.len() + length).await)
     }
 
     /// The type of the next message and the length of its body; `None` at the end.

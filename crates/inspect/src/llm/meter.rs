@@ -190,6 +190,16 @@ impl Meter {
         }
     }
 
+    /// How many bytes are held because what they are of is not whole.
+    #[must_use]
+    pub const fn held(&self) -> usize {
+        match &self.frames {
+            Frames::EventStream(stream) => stream.held(),
+            Frames::Json | Frames::Messages | Frames::Opaque => 0,
+            Frames::Sse(sse) => sse.held(),
+        }
+    }
+
     /// What has been counted so far; all of it once the answer has ended.
     #[must_use]
     pub fn metered(&self) -> Metered {

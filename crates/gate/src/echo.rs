@@ -111,6 +111,25 @@ impl EchoGuard {
         self.held.split().freeze()
     }
 
+    /// The same guard at a beginning.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(Arc::clone(&self.masks), self.hold)
+    }
+
+    /// Gives what goes on at the end of a message, behind which there may be another one: what only may begin a secret, or
+    /// its placeholder where it is half of one. A secret that goes on in the next message is still found there. `true` if
+    /// something was replaced.
+    pub fn end_message(&mut self) -> (Bytes, bool) {
+        let held = self.held.split().freeze();
+        match (&self.masks.needles, self.position) {
+            (Some(needles), Some(position)) if !held.is_empty() && needles.tells(position) => {
+                (self.masks.placeholder.clone(), true)
+            }
+            _ => (held, false),
+        }
+    }
+
     /// Replaces secrets in header values; `true` if there were any.
     pub fn clean(&self, headers: &mut HeaderMap) -> bool {
         let Some(needles) = &self.masks.needles else { return false };
@@ -190,6 +209,31 @@ mod tests {
         let mut guard = guard("sk-live-0123456789", Hold::Long);
         assert_eq!(guard.push(Bytes::from_static(b"yes sk-")).0, &b"yes sk-"[..]);
         assert_eq!(guard.push(Bytes::from_static(b"data: x\n\n")).0, &b"data: x\n\n"[..]);
+    }
+
+    fn messages(guard: &mut EchoGuard, messages: &[&[u8]]) -> Vec<String> {
+        let one = |message: &&[u8]| {
+            let (out, _) = guard.push(Bytes::copy_from_slice(message));
+            String::from_utf8([out, guard.end_message().0].concat()).unwrap()
+        };
+        messages.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_secret_in_several_messages_gets_no_further_than_half() {
+        let secret = "sk-live-0123456789abcdef";
+        for at in 1..secret.len() {
+            let (first, second) = secret.split_at(at);
+            let out = messages(&mut guard(secret, Hold::All), &[first.as_bytes(), format!("{second} end").as_bytes()]);
+            let want = if at < 12 { first } else { "PLACEHOLDER" };
+            assert_eq!(out, [want, "PLACEHOLDER end"], "{at}");
+        }
+        let bytes: Vec<&[u8]> = secret.as_bytes().chunks(1).collect();
+        let out = messages(&mut guard(secret, Hold::All), &bytes);
+        assert_eq!(out.concat().replace("PLACEHOLDER", ""), "sk-live-012", "{out:?}");
+        // What only begins like it goes on whole, message by message.
+        let like: [&[u8]; 3] = [b"sk-live-", b"987", b"sk-live-01"];
+        assert_eq!(messages(&mut guard(secret, Hold::All), &like).concat().as_bytes(), like.concat());
     }
 
     #[test]

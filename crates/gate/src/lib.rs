@@ -165,6 +165,8 @@ pub struct Barriers {
     pub misdirected_placeholders: bool,
     /// Trailers of requests are dropped.
     pub request_trailers: bool,
+    /// What is cut over several messages of a WebSocket is searched for.
+    pub split_messages: bool,
     /// A body where servers may expect none is denied under a grant of some methods or paths.
     pub unexpected_bodies: bool,
 }
@@ -179,6 +181,7 @@ impl Default for Barriers {
             held_bodies: true,
             misdirected_placeholders: true,
             request_trailers: true,
+            split_messages: true,
             unexpected_bodies: true,
         }
     }

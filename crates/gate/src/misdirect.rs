@@ -89,6 +89,13 @@ impl Placeholders {
         all.owner(all.needles.find(text))
     }
 
+    /// How much of two texts that follow each other has to be looked at together, to find what is cut between them.
+    #[must_use]
+    pub fn reach(&self) -> usize {
+        // An escape of JSON has six bytes.
+        self.0.as_ref().map_or(0, |all| all.needles.longest() * 6)
+    }
+
     /// Looks through all that goes before a body.
     ///
     /// # Errors

@@ -86,8 +86,9 @@ pub(crate) fn percent(text: &str, plain: &[u8]) -> String {
 pub(crate) struct Needles {
     nfa: NFA,
     start: StateID,
-    /// How much of a needle has been seen in each state that is on the way to one.
-    depths: HashMap<StateID, usize>,
+    /// How much of a needle has been seen in each state that is on the way to one, and the length of the shortest that it
+    /// may become.
+    depths: HashMap<StateID, (usize, usize)>,
     lengths: Vec<usize>,
     shortest: usize,
     skip: Skip,
@@ -126,7 +127,8 @@ impl Needles {
             let mut state = start;
             for (at, byte) in needle.iter().enumerate() {
                 state = nfa.next_state(Anchored::No, state, *byte);
-                depths.insert(state, at + 1);
+                let (_, shortest) = depths.entry(state).or_insert((at + 1, needle.len()));
+                *shortest = needle.len().min(*shortest);
             }
         }
         let lengths: Vec<usize> = needles.iter().map(Vec::len).collect();
@@ -140,7 +142,18 @@ impl Needles {
 
     /// How many of the last bytes could be the beginning of a needle.
     pub(crate) fn depth(&self, position: Position) -> usize {
-        self.depths.get(&position.0).copied().unwrap_or(0)
+        self.depths.get(&position.0).map_or(0, |(depth, _)| *depth)
+    }
+
+    /// Whether so much of a needle has been seen that it can hardly be anything else: half of it, and no less than the
+    /// shortest form that is searched for.
+    pub(crate) fn tells(&self, position: Position) -> bool {
+        self.depths.get(&position.0).is_some_and(|(depth, all)| *depth >= MIN_FORM_BYTES && depth * 2 >= *all)
+    }
+
+    /// The length of the longest needle.
+    pub(crate) fn longest(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
     }
 
     /// Goes on from `from` to the end of the first needle, behind which the search begins anew, or of the text.

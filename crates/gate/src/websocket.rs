@@ -198,6 +198,8 @@ struct FromAgent<'a> {
     /// The search through a message that goes on in parts.
     search: Option<Search>,
     parted: bool,
+    /// The end of what went on before.
+    tail: Vec<u8>,
     seal: Option<Box<Seal>>,
 }
 
@@ -232,6 +234,23 @@ impl FromAgent<'_> {
             Some(found) => Err(misdirected(&found.denial("a message"))),
         }
     }
+
+    /// Looks for what is cut between this and what went on before, in other messages or in other parts of this one.
+    fn search_between(&mut self, text: &[u8]) -> Result<(), End> {
+        let reach = self.socket.gate.placeholders.reach();
+        if reach == 0 || !self.socket.gate.barriers.split_messages {
+            return Ok(());
+        }
+        if !self.tail.is_empty() {
+            let near = text.get(..reach.min(text.len())).unwrap_or_default();
+            self.search(&[&self.tail, near].concat())?;
+        }
+        let end = text.get(text.len().saturating_sub(reach)..).unwrap_or_default();
+        let over = (self.tail.len() + end.len()).saturating_sub(reach).min(self.tail.len());
+        self.tail.drain(..over);
+        self.tail.extend_from_slice(end);
+        Ok(())
+    }
 }
 
 fn misdirected(denial: &Denial) -> End {
@@ -246,6 +265,7 @@ impl Look for FromAgent<'_> {
 
     fn whole(&mut self, message: Bytes) -> Result<Bytes, End> {
         self.search(&message)?;
+        self.search_between(&message)?;
         match (&mut self.agent, &self.socket.realtime) {
             (Some(agent), Some(realtime)) => agent.said(realtime, &self.socket.gate, message),
             _ => Ok(message),
@@ -262,6 +282,7 @@ impl Look for FromAgent<'_> {
         if let Some(search) = &mut self.search {
             search.check(&part).map_err(|denial| misdirected(&denial))?;
         }
+        self.search_between(&part)?;
         Ok(part)
     }
 
@@ -275,10 +296,15 @@ impl Look for FromAgent<'_> {
 }
 
 impl FromUpstream<'_> {
-    fn guarded(&mut self, text: Bytes, last: bool) -> (Bytes, bool) {
-        let Some(guard) = &mut self.echo else { return (text, false) };
+    fn guarded(&mut self, text: Bytes, last: bool) -> Bytes {
+        let Some(guard) = &mut self.echo else { return text };
         let (mut out, found) = guard.push(text);
-        let tail = if last { guard.finish() } else { Bytes::new() };
+        let (tail, more) = match last {
+            true if self.socket.gate.barriers.split_messages => guard.end_message(),
+            true => (guard.finish(), false),
+            false => (Bytes::new(), false),
+        };
+        let found = found || more;
         if out.is_empty() {
             out = tail;
         } else if !tail.is_empty() {
@@ -287,7 +313,7 @@ impl FromUpstream<'_> {
         if found {
             self.socket.call.found("secret_echo_redacted");
         }
-        (out, found)
+        out
     }
 }
 
@@ -301,19 +327,20 @@ impl Look for FromUpstream<'_> {
         if let Some(realtime) = self.socket.realtime.as_ref().filter(|_| self.metered) {
             realtime.heard(&message, self.socket.call.id().as_str())?;
         }
-        Ok(self.guarded(message, true).0)
+        Ok(self.guarded(message, true))
     }
 
     fn part(&mut self, part: Bytes, last: bool) -> Result<Bytes, End> {
         if self.socket.realtime.as_ref().is_some_and(|realtime| realtime.is_counted()) {
             return Err(End::new(TOO_BIG, "message_too_large: what the message used is counted, and it is too large"));
         }
-        Ok(self.guarded(part, last).0)
+        Ok(self.guarded(part, last))
     }
 
     fn control(&mut self, payload: &Bytes) -> Result<(), End> {
-        let (_, found) = self.guarded(payload.clone(), true);
-        if found {
+        // It may stand within a message, or between two.
+        if self.echo.as_ref().is_some_and(|guard| guard.anew().push(payload.clone()).1) {
+            self.socket.call.found("secret_echo_redacted");
             // It has no room for another text.
             return Err(End::new(POLICY, "secret_echo: the upstream sent the secret back in a control frame"));
         }
@@ -475,7 +502,8 @@ where
     let to_agent = Mutex::new(Writer { stream: agent_write, masks: false, torn: false });
     let to_upstream = Mutex::new(Writer { stream: upstream_write, masks: true, torn: false });
     let agent = metered.then(Agent::default);
-    let mut from_agent = FromAgent { socket: &shared, agent, search: None, parted: false, seal: seals.request };
+    let mut from_agent =
+        FromAgent { socket: &shared, agent, search: None, parted: false, tail: Vec::new(), seal: seals.request };
     let mut from_upstream = FromUpstream { socket: &shared, echo, metered, seal: seals.response };
     let stop = Notify::new();
     let (mut up_load, mut down_load) = (shared.gate.shelf.load(), shared.gate.shelf.load());

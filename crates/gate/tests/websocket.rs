@@ -335,6 +335,92 @@ async fn an_echo_of_the_secret_is_replaced_within_its_message() {
     assert!(outcome.error.unwrap().starts_with("secret_echo:"));
 }
 
+fn per_message() -> Barriers {
+    Barriers { split_messages: false, ..Barriers::default() }
+}
+
+#[tokio::test]
+async fn an_echo_that_is_cut_over_messages_is_replaced_from_the_half_on() {
+    let (start, rest) = SECRET.split_at(10);
+    for (barriers, want) in [(Barriers::default(), format!("{PLACEHOLDER}!")), (per_message(), format!("{rest}!"))] {
+        let world = World::with(|_| {}, barriers).await;
+        let (mut agent, mut upstream) = world.open("/ws").await;
+        upstream.text(start).await;
+        agent.hears(start).await;
+        // What keeps a connection alive is no message.
+        upstream.frame(true, Opcode::Ping, b"there?").await;
+        assert_eq!(agent.hear().await, Some((Opcode::Ping, b"there?".to_vec())));
+        let (middle, end) = rest.split_at(1);
+        upstream.frame(false, Opcode::Text, middle.as_bytes()).await;
+        upstream.frame(true, Opcode::Continuation, format!("{end}!").as_bytes()).await;
+        agent.hears(&want).await;
+        let mut heard = String::new();
+        for byte in SECRET.chars() {
+            upstream.text(&byte.to_string()).await;
+            let (_, said) = agent.hear().await.unwrap();
+            heard.push_str(&String::from_utf8(said).unwrap());
+        }
+        assert_eq!(heard.contains(SECRET), barriers == per_message(), "{heard}");
+        assert_eq!(heard.contains(&SECRET[..SECRET.len() / 2]), barriers == per_message(), "{heard}");
+        assert!(heard.starts_with(start));
+    }
+}
+
+#[tokio::test]
+async fn a_ping_in_a_large_message_takes_nothing_out_of_it() {
+    let world = World::new().await;
+    let (mut agent, mut upstream) = world.open("/ws").await;
+    let (start, rest) = SECRET.split_at(8);
+    let first = "x".repeat(MAX_MESSAGE_BYTES + 1000) + start;
+    let saying = async {
+        upstream.frame(false, Opcode::Text, first.as_bytes()).await;
+        upstream.frame(true, Opcode::Ping, b"there?").await;
+        upstream.frame(true, Opcode::Continuation, format!("{rest} sk-live").as_bytes()).await;
+    };
+    let hearing = async {
+        let mut heard = Vec::new();
+        loop {
+            match agent.piece().await.unwrap() {
+                Piece::Control { opcode, .. } => assert_eq!(opcode, Opcode::Ping),
+                Piece::Data { payload, last, .. } => {
+                    heard.extend_from_slice(&payload);
+                    if last {
+                        return heard;
+                    }
+                }
+            }
+        }
+    };
+    let ((), heard) = tokio::join!(saying, hearing);
+    assert!(heard == (first + rest + " sk-live").replace(SECRET, PLACEHOLDER).into_bytes());
+}
+
+#[tokio::test]
+async fn a_placeholder_that_is_cut_over_messages_ends_the_socket_before_it_is_whole() {
+    let escaped: String = PLACEHOLDER.bytes().map(|b| format!("\\u{b:04x}")).collect();
+    for text in [PLACEHOLDER.to_owned(), escaped] {
+        for size in [1, 7, text.len() / 2, text.len() - 1] {
+            let chunks: Vec<&str> = text.as_bytes().chunks(size).map(|c| std::str::from_utf8(c).unwrap()).collect();
+            let (last, first) = chunks.split_last().unwrap();
+            let world = World::new().await;
+            let (mut agent, mut upstream) = world.open("/ws").await;
+            for chunk in ["harmless \\", "and "].iter().chain(first) {
+                agent.text(chunk).await;
+                upstream.hears(chunk).await;
+            }
+            agent.text(last).await;
+            upstream.is_closed(1008).await;
+            assert_eq!(world.outcome().await.findings, ["placeholder_misdirected"]);
+        }
+    }
+    let world = World::with(|_| {}, per_message()).await;
+    let (mut agent, mut upstream) = world.open("/ws").await;
+    for half in [&PLACEHOLDER[..9], &PLACEHOLDER[9..]] {
+        agent.text(half).await;
+        upstream.hears(half).await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_frame_ends_the_socket_and_reaches_nobody() {
     let from_agent: [&[u8]; 6] = [

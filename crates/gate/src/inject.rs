@@ -138,7 +138,7 @@ impl Credential {
                 header(lease)?;
                 (Kind::Plain, own(&[&lease.secret]))
             }
-            Place::Sigv4(place) => {
+            Place::Sigv4(place) if place.assume_role.is_none() => {
                 let keys = Keys::read(place, &lease.secret)?;
                 let masks = Masks::new(keys.secrets(), &lease.placeholder);
                 (Kind::Signed(keys), masks)
@@ -234,7 +234,16 @@ impl Credential {
         let failed = |why: &'static str| format!("inject: {why}");
         let secret = &self.lease.secret;
         match (&self.kind, &self.lease.place) {
-            (Kind::Signed(keys), Place::Sigv4(place)) => {
+            (Kind::Signed(_) | Kind::Token(_), Place::Sigv4(place)) => {
+                let held = match &self.kind {
+                    Kind::Token(tokens) => Some(tokens.token(dialler, recorder).await?),
+                    _ => None,
+                };
+                let keys = match (&self.kind, &held) {
+                    (Kind::Signed(keys), _) => keys,
+                    (_, Some(held)) => held.keys.as_ref().ok_or_else(|| failed("there are no keys to sign with"))?,
+                    _ => return Err(failed("there are no keys to sign with")),
+                };
                 let payload = target.payload.ok_or_else(|| failed("nothing stands for the body"))?;
                 let request = sigv4::Request {
                     method: target.method.as_str(),
@@ -244,6 +253,9 @@ impl Credential {
                     payload,
                 };
                 chunks = sigv4::sign(place, keys, &request, &mut head.headers, Timestamp::now()).map_err(failed)?;
+                if let Some(held) = held {
+                    return Ok((EchoGuard::new(Arc::clone(&held.masks), Hold::All), chunks));
+                }
             }
             (Kind::Token(tokens), place) => {
                 let held = tokens.token(dialler, recorder).await?;

@@ -70,6 +70,12 @@ impl Keys {
         })
     }
 
+    /// Temporary keys.
+    #[must_use]
+    pub const fn temporary(access_key_id: String, secret: SecretText, session_token: SecretText) -> Self {
+        Self { access_key_id, secret, session_token: Some(session_token) }
+    }
+
     /// What must not come back.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretText> {
         [&self.secret].into_iter().chain(&self.session_token)
@@ -276,7 +282,12 @@ mod tests {
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
     pub(super) fn place(service: &str) -> Sigv4 {
-        Sigv4 { region: "us-east-1".into(), service: service.into(), access_key_id: Some("AKIDEXAMPLE".into()) }
+        Sigv4 {
+            region: "us-east-1".into(),
+            service: service.into(),
+            access_key_id: Some("AKIDEXAMPLE".into()),
+            assume_role: None,
+        }
     }
 
     fn signed(place: &Sigv4, secret: &str, request: &Request<'_>, headers: &[(&str, &str)], date: &str) -> String {

@@ -4,7 +4,8 @@
 //! be had fails the calls that need it.
 //!
 //! # Source
-//! RFC 6749 §4.4, §6; RFC 7523 for Google's service accounts; GitHub Docs, "Authenticating as a GitHub App".
+//! RFC 6749 §4.4, §6; RFC 7523 for Google's service accounts; GitHub Docs, "Authenticating as a GitHub App"; AWS Security
+//! Token Service API Reference, "AssumeRole".
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +16,14 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use ringfence_model::SecretText;
 use ringfence_model::manifest::{
-    ClientAuth, Endpoint, GithubApp, GoogleServiceAccount, Grant, Oauth2, Oauth2Grant, Place, Scheme,
+    AssumeRole, ClientAuth, Endpoint, GithubApp, GoogleServiceAccount, Grant, Oauth2, Oauth2Grant, Place, Scheme, Sigv4,
 };
 use rustls::ClientConfig;
 use rustls_pki_types::PrivateKeyDer;
@@ -34,6 +35,7 @@ use crate::dial::{Dialler, NoAddress};
 use crate::echo::Masks;
 use crate::needle::percent;
 use crate::record::{Recorder, Subject};
+use crate::sigv4::{self, Keys};
 use crate::{relay, tls};
 
 /// How long a token endpoint may take over all.
@@ -55,6 +57,9 @@ const RENEWED_SHARE: u32 = 5;
 /// How long a token lives of which nobody says it; RFC 6749 §5.1 recommends to say it.
 const UNSAID_LIFE: Duration = Duration::from_secs(600);
 
+/// How long temporary keys of AWS are to live: the most that a role grants to another one.
+const KEYS_LIFE_S: u32 = 3600;
+
 /// The longest life that is believed.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -71,6 +76,7 @@ pub struct Tokens {
 }
 
 enum How {
+    Aws(Box<(AssumeRole, Sigv4, Keys)>),
     Github(GithubApp, RsaKeyPair),
     Google(GoogleServiceAccount, Account),
     Oauth2(Oauth2, Client),
@@ -101,6 +107,8 @@ struct Slot {
 pub struct Held {
     /// The token.
     pub token: SecretText,
+    /// What requests are signed with, where the token is a part of that.
+    pub keys: Option<Keys>,
     /// What must not come back.
     pub masks: Arc<Masks>,
     renew: Instant,
@@ -113,6 +121,8 @@ struct Ask {
     authorization: Option<SecretText>,
     content_type: &'static str,
     body: SecretText,
+    /// What signs it.
+    headers: HeaderMap,
 }
 
 impl How {
@@ -122,6 +132,14 @@ impl How {
             Place::GithubApp(app) => Self::Github(app.clone(), rsa_key(secret.reveal())?),
             Place::GoogleServiceAccount(account) => Self::Google(account.clone(), Account::read(secret)?),
             Place::Oauth2(oauth2) => Self::Oauth2(oauth2.clone(), Client::read(oauth2.grant, secret)?),
+            Place::Sigv4(place @ Sigv4 { assume_role: Some(role), .. }) => {
+                let keys = Keys::read(place, secret)?;
+                // The endpoint of no region is in this one.
+                let host = role.endpoint.host.to_string();
+                let region = if host == "sts.amazonaws.com" { "us-east-1" } else { &place.region };
+                let own = Sigv4 { region: region.to_owned(), service: "sts".into(), ..place.clone() };
+                Self::Aws(Box::new((role.clone(), own, keys)))
+            }
             _ => return Ok(None),
         }))
     }
@@ -129,6 +147,31 @@ impl How {
     fn ask(&self, endpoint: &Endpoint, refresh: Option<&SecretText>, now: Timestamp) -> Result<Ask, &'static str> {
         const FORM: &str = "application/x-www-form-urlencoded";
         match self {
+            Self::Aws(own) => {
+                let (role, place, keys) = &**own;
+                let part = |text: &str| percent(text, b"-._~");
+                let mut body = format!(
+                    "Action=AssumeRole&Version=2011-06-15&DurationSeconds={KEYS_LIFE_S}&RoleArn={}&RoleSessionName={}",
+                    part(&role.role_arn),
+                    part(&role.session_name)
+                );
+                if let Some(id) = &role.external_id {
+                    body.push_str(&format!("&ExternalId={}", part(id)));
+                }
+                let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(FORM))]);
+                let payload = sigv4::payload(&place.service, &headers, Some(body.as_bytes()));
+                let request = sigv4::Request {
+                    method: "POST",
+                    authority: &relay::authority(Scheme::Https, &endpoint.host, endpoint.port),
+                    path: &endpoint.path,
+                    query: None,
+                    payload: &payload.map_err(|_| "its request cannot be signed")?,
+                };
+                sigv4::sign(place, keys, &request, &mut headers, now)?;
+                headers.remove(CONTENT_TYPE);
+                let body = SecretText::new(body);
+                Ok(Ask { path: endpoint.path.clone(), authorization: None, content_type: FORM, body, headers })
+            }
             Self::Github(app, key) => {
                 // A minute back, for clocks that differ; ten minutes are the most that GitHub takes.
                 let claims = serde_json::json!({
@@ -145,6 +188,7 @@ impl How {
                     authorization: Some(SecretText::new(format!("Bearer {}", jwt.reveal()))),
                     content_type: "application/json",
                     body: SecretText::new(String::new()),
+                    headers: HeaderMap::new(),
                 })
             }
             Self::Google(place, account) => {
@@ -158,7 +202,13 @@ impl How {
                 let jwt = jwt(&account.key, account.key_id.as_deref(), &claims)?;
                 let grant = percent("urn:ietf:params:oauth:grant-type:jwt-bearer", b"-._~");
                 let body = SecretText::new(format!("grant_type={grant}&assertion={}", jwt.reveal()));
-                Ok(Ask { path: endpoint.path.clone(), authorization: None, content_type: FORM, body })
+                Ok(Ask {
+                    path: endpoint.path.clone(),
+                    authorization: None,
+                    content_type: FORM,
+                    body,
+                    headers: HeaderMap::new(),
+                })
             }
             Self::Oauth2(place, client) => {
                 let mut pairs: Vec<(&str, &str)> = Vec::new();
@@ -188,7 +238,13 @@ impl How {
                 }
                 let body = pairs.iter().map(|(name, value)| format!("{name}={}", percent(value, b"-._~")));
                 let body = SecretText::new(body.collect::<Vec<_>>().join("&"));
-                Ok(Ask { path: endpoint.path.clone(), authorization, content_type: FORM, body })
+                Ok(Ask {
+                    path: endpoint.path.clone(),
+                    authorization,
+                    content_type: FORM,
+                    body,
+                    headers: HeaderMap::new(),
+                })
             }
         }
     }
@@ -395,7 +451,7 @@ impl Tokens {
         let authority = relay::authority(Scheme::Https, &self.endpoint.host, self.endpoint.port);
         let mut request = Request::post(&ask.path)
             .header(HOST, authority)
-            .header(ACCEPT, "application/json")
+            .header(ACCEPT, if matches!(self.how, How::Aws(..)) { "text/xml" } else { "application/json" })
             .header(ACCEPT_ENCODING, "identity")
             .header(USER_AGENT, "ringfence")
             .header(CONTENT_TYPE, ask.content_type);
@@ -404,11 +460,20 @@ impl Tokens {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
+        if let Some(headers) = request.headers_mut() {
+            headers.extend(ask.headers.clone());
+        }
         request.body(Full::new(Bytes::copy_from_slice(ask.body.reveal().as_bytes())))
     }
 
     /// Reads the answer. None of its text goes into an error.
     fn understand(&self, answer: &[u8], asked: Instant, slot: &mut Slot) -> Result<Arc<Held>, String> {
+        if matches!(self.how, How::Aws(..)) {
+            let (keys, token, ends) = role_keys(answer).ok_or("the answer is not the XML of temporary keys")?;
+            let life = u64::try_from(ends.as_second() - Timestamp::now().as_second()).unwrap_or(0);
+            let masks = Masks::new(keys.secrets(), &self.placeholder);
+            return Ok(held(token, Some(keys), masks, asked, Duration::from_secs(life)));
+        }
         let answer: Answer = serde_json::from_slice(answer).map_err(|_| "the answer is not the JSON of a token")?;
         if answer.token_type.as_deref().is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
             return Err("the token is not a bearer token".into());
@@ -428,14 +493,41 @@ impl Tokens {
                 .and_then(|at| at.parse::<Timestamp>().ok())
                 .map(|at| u64::try_from(at.as_second() - Timestamp::now().as_second()).unwrap_or(0)),
         };
-        let life = seconds.map_or(UNSAID_LIFE, Duration::from_secs).min(LONGEST_LIFE);
+        let life = seconds.map_or(UNSAID_LIFE, Duration::from_secs);
         if let Some(refresh) = answer.refresh_token.filter(|token| !token.is_empty()) {
             slot.refresh = Some(refresh);
         }
-        let early = RENEWED_BEFORE.min(life / RENEWED_SHARE);
         let masks = Masks::new([&token], &self.placeholder);
-        Ok(Arc::new(Held { token, masks, renew: asked + (life - early), ends: asked + life }))
+        Ok(held(token, None, masks, asked, life))
     }
+}
+
+fn held(token: SecretText, keys: Option<Keys>, masks: Arc<Masks>, asked: Instant, life: Duration) -> Arc<Held> {
+    let life = life.min(LONGEST_LIFE);
+    let early = RENEWED_BEFORE.min(life / RENEWED_SHARE);
+    Arc::new(Held { token, keys, masks, renew: asked + (life - early), ends: asked + life })
+}
+
+/// Temporary keys in an answer of AWS, their session token, and when they end.
+fn role_keys(answer: &[u8]) -> Option<(Keys, SecretText, Timestamp)> {
+    let answer = std::str::from_utf8(answer).ok()?;
+    let credentials = element(answer, "Credentials")?;
+    let plain = |name| {
+        let text = element(credentials, name)?;
+        let plain = !text.is_empty() && text.len() <= MAX_TOKEN_BYTES;
+        (plain && text.bytes().all(|b| b.is_ascii_graphic() && !b"<>&".contains(&b))).then_some(text)
+    };
+    let token = SecretText::new(plain("SessionToken")?.to_owned());
+    let secret = SecretText::new(plain("SecretAccessKey")?.to_owned());
+    let ends = plain("Expiration")?.parse().ok()?;
+    Some((Keys::temporary(plain("AccessKeyId")?.to_owned(), secret, token.clone()), token, ends))
+}
+
+/// What is in the one element of this name, which has no attributes.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    let (inner, rest) = rest.split_once(&format!("</{name}>"))?;
+    (!rest.contains(&format!("<{name}>"))).then_some(inner.trim())
 }
 
 /// What the dialler is told about an endpoint.
@@ -449,7 +541,7 @@ pub fn route(endpoint: &Endpoint) -> Option<Grant> {
     Some(route)
 }
 
-/// The error code of an answer that is none; RFC 6749 §5.2.
+/// The error code of an answer that is none; RFC 6749 §5.2, or AWS's.
 fn said(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Said {
@@ -458,7 +550,10 @@ fn said(body: &[u8]) -> String {
     let plain = |b: u8| b.is_ascii_lowercase() || b == b'_';
     match serde_json::from_slice::<Said>(body) {
         Ok(Said { error }) if error.len() <= 40 && error.bytes().all(plain) => format!(", `{error}`"),
-        _ => String::new(),
+        _ => match std::str::from_utf8(body).ok().and_then(|body| element(body, "Code")) {
+            Some(code) if code.len() <= 40 && code.bytes().all(|b| b.is_ascii_alphanumeric()) => format!(", `{code}`"),
+            _ => String::new(),
+        },
     }
 }
 

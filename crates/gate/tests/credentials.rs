@@ -27,7 +27,7 @@ use ringfence_gate::Barriers;
 use ringfence_gate::config::{CredentialLease, GateConfig};
 use ringfence_model::SecretText;
 use ringfence_model::manifest::{
-    ClientAuth, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, Sigv4,
+    AssumeRole, ClientAuth, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, Sigv4,
 };
 use support::*;
 use tokio::net::TcpListener;
@@ -146,6 +146,7 @@ async fn a_request_is_signed_for_aws_and_nothing_of_the_agents_signature_is_left
                 region: "eu-central-1".into(),
                 service: service.into(),
                 access_key_id: Some("AKIAREAL".into()),
+                assume_role: None,
             })
         };
         let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -237,8 +238,12 @@ async fn chunks_that_the_agent_signed_with_its_placeholder_are_signed_anew() {
     };
     for alpn in [ONE, BOTH] {
         let (ca, upstream) = world(alpn).await;
-        let place =
-            Sigv4 { region: "eu-central-1".into(), service: "s3".into(), access_key_id: Some("AKIAREAL".into()) };
+        let place = Sigv4 {
+            region: "eu-central-1".into(),
+            service: "s3".into(),
+            access_key_id: Some("AKIAREAL".into()),
+            assume_role: None,
+        };
         let fence = Fence::of(&at(&upstream, &ca, Place::Sigv4(place), SECRET_KEY));
         let put = |body: Vec<u8>| {
             let mut request = typed("/bucket/key", "text/plain", body);
@@ -591,6 +596,115 @@ async fn a_token_endpoint_at_a_private_address_is_not_dialled() {
 }
 
 /// A key made for the test, its PEM, and what its signatures are checked with.
+fn role(nth: usize, lives: i64) -> String {
+    let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(lives);
+    format!(
+        "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser>\
+         <Arn>arn:aws:sts::1:assumed-role/agent/x</Arn></AssumedRoleUser><Credentials>\
+         <AccessKeyId>ASIATEMPORARY{nth}</AccessKeyId><SecretAccessKey>temporary/secret+{nth}</SecretAccessKey>\
+         <SessionToken>temporary/session+token{nth}==</SessionToken><Expiration>{}</Expiration></Credentials>\
+         </AssumeRoleResult></AssumeRoleResponse>",
+        ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+    )
+}
+
+fn assumed(endpoint: Endpoint) -> Place {
+    Place::Sigv4(Sigv4 {
+        region: "eu-central-1".into(),
+        service: "dynamodb".into(),
+        access_key_id: Some("AKIALONGLIVED".into()),
+        assume_role: Some(AssumeRole {
+            endpoint,
+            role_arn: "arn:aws:iam::1:role/agent".into(),
+            external_id: Some("ours:1".into()),
+            session_name: "ringfence".into(),
+        }),
+    })
+}
+
+/// The signature that AWS would hold against the one that came, of a request by POST whose headers are all signed.
+fn signature(headers: &http::HeaderMap, path: &str, body: &str, secret: &str, scope: &str) -> String {
+    use aws_lc_rs::{digest, hmac};
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sha = |text: &str| hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+    let said = headers["authorization"].to_str().unwrap();
+    let names = said.split("SignedHeaders=").nth(1).unwrap().split(',').next().unwrap();
+    let lines: String = names.split(';').map(|n| format!("{n}:{}\n", headers[n].to_str().unwrap())).collect();
+    let canonical = format!("POST\n{path}\n\n{lines}\n{names}\n{}", sha(body));
+    let date = headers["x-amz-date"].to_str().unwrap();
+    let day = &date[..8];
+    let text = format!("AWS4-HMAC-SHA256\n{date}\n{day}/{scope}/aws4_request\n{}", sha(&canonical));
+    let mut key = format!("AWS4{secret}").into_bytes();
+    for part in [day].into_iter().chain(scope.split('/')).chain(["aws4_request", text.as_str()]) {
+        key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), part.as_bytes()).as_ref().to_vec();
+    }
+    hex(&key)
+}
+
+const STS: &str = "sts.eu-central-1.amazonaws.com";
+
+#[tokio::test]
+async fn a_role_of_aws_is_assumed_once_for_many_calls_and_its_keys_sign_them() {
+    let (ca, upstream) = world(ONE).await;
+    let issuer = Issuer::start(&ca, STS, Arc::new(|nth| (200, role(nth, 3600)))).await;
+    let config = at(&upstream, &ca, assumed(issuer.endpoint(&ca, STS, "/")), "long/lived+secret");
+    let fence = Fence::of(&config);
+    let calls = (0..8).map(|_| status(&fence, typed("/table", "application/json", "{}")));
+    assert!(futures_util::future::join_all(calls).await.iter().all(|status| *status == StatusCode::OK));
+    assert_eq!(issuer.count.load(Ordering::SeqCst), 1);
+
+    let (headers, path, body) = issuer.asked.lock().unwrap()[0].clone();
+    assert_eq!((path.as_str(), &headers["accept"]), ("/", &http::HeaderValue::from_static("text/xml")));
+    for part in
+        ["Action=AssumeRole&Version=2011-06-15", "RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Fagent", "ExternalId=ours%3A1"]
+    {
+        assert!(body.contains(part), "{body}");
+    }
+    let said = headers["authorization"].to_str().unwrap();
+    assert!(said.contains("Credential=AKIALONGLIVED/"), "{said}");
+    assert!(said.ends_with(&signature(&headers, "/", &body, "long/lived+secret", "eu-central-1/sts")), "{said}");
+
+    for (_, _, headers, _) in upstream.heads() {
+        assert_eq!(headers["x-amz-security-token"], "temporary/session+token0==");
+        let said = headers["authorization"].to_str().unwrap();
+        assert!(said.contains("Credential=ASIATEMPORARY0/"), "{said}");
+        let want = signature(&headers, "/table", "{}", "temporary/secret+0", "eu-central-1/dynamodb");
+        assert!(said.ends_with(&want), "{said}");
+    }
+    assert!(fence.log.intents().iter().any(|i| i.reason == "credential_token"));
+    let log = format!("{:?}", fence.log.events.lock().unwrap());
+    assert!(!log.contains("temporary") && !log.contains("long/lived"), "{log}");
+}
+
+#[tokio::test]
+async fn keys_of_a_role_are_renewed_before_they_end_and_a_call_without_them_is_not_made() {
+    let (ca, upstream) = world(ONE).await;
+    let answer: Answer = Arc::new(|nth| match nth {
+        // Beyond its early share a life of two seconds has little left.
+        0 | 1 => (200, role(nth, 2)),
+        2 => {
+            (403, "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>".into())
+        }
+        3 => (200, "<Credentials><AccessKeyId>A</AccessKeyId></Credentials>".into()),
+        _ => (200, role(nth, 3600).replace("<SessionToken>", "<SessionToken>&amp;")),
+    });
+    let issuer = Issuer::start(&ca, STS, answer).await;
+    let fence = Fence::of(&at(&upstream, &ca, assumed(issuer.endpoint(&ca, STS, "/")), "long/lived+secret"));
+    let call = async || status(&fence, typed("/table", "application/json", "{}")).await;
+    for nth in 0..2 {
+        assert_eq!(call().await, StatusCode::OK);
+        assert_eq!(upstream.heads()[nth].2["x-amz-security-token"], format!("temporary/session+token{nth}==").as_str());
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+    }
+    for why in ["the endpoint answered 403, `AccessDenied`", "not the XML", "not the XML"] {
+        assert_eq!(call().await, StatusCode::BAD_GATEWAY);
+        let failed = || fence.log.outcomes().iter().any(|o| o.error.as_ref().is_some_and(|e| e.contains(why)));
+        wait(|| failed().then_some(()), || format!("{:?}", fence.log.outcomes())).await;
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+    }
+    assert_eq!((upstream.heads().len(), issuer.count.load(Ordering::SeqCst)), (2, 5));
+}
+
 fn rsa() -> (String, Vec<u8>) {
     use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
     use aws_lc_rs::signature::KeyPair;
@@ -677,7 +791,7 @@ async fn a_secret_that_is_not_what_its_place_needs_opens_no_gate() {
     let places = [
         Place::GithubApp(GithubApp { api: endpoint.clone(), app_id: "1".into(), installation_id: "2".into() }),
         Place::GoogleServiceAccount(GoogleServiceAccount { endpoint, scopes: vec!["s".into()], subject: None }),
-        Place::Sigv4(Sigv4 { region: "r".into(), service: "s3".into(), access_key_id: None }),
+        Place::Sigv4(Sigv4 { region: "r".into(), service: "s3".into(), access_key_id: None, assume_role: None }),
         Place::Basic { template: "{}".into() },
     ];
     for place in places {

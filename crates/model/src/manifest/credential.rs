@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::check::{ManifestError, is_env_name, value};
-use super::{CredentialFile, GithubFile, GoogleFile, Id, Oauth2File, Sigv4File};
+use super::{AssumeRoleFile, CredentialFile, GithubFile, GoogleFile, Id, Oauth2File, Sigv4File};
 use crate::HostName;
 
 /// The longest beginning of a placeholder.
@@ -121,6 +121,7 @@ impl Place {
             Self::GithubApp(app) => Some(&app.api),
             Self::GoogleServiceAccount(account) => Some(&account.endpoint),
             Self::Oauth2(oauth2) => Some(&oauth2.endpoint),
+            Self::Sigv4(Sigv4 { assume_role: Some(role), .. }) => Some(&role.endpoint),
             _ => None,
         }
     }
@@ -135,6 +136,22 @@ pub struct Sigv4 {
     pub service: String,
     /// Access key id. `None`: the secret is JSON that names it.
     pub access_key_id: Option<String>,
+    /// A role whose temporary keys sign in place of the secret.
+    #[serde(default)]
+    pub assume_role: Option<AssumeRole>,
+}
+
+/// A role of AWS, whose temporary keys are got for a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssumeRole {
+    /// The endpoint of AWS's Security Token Service.
+    pub endpoint: Endpoint,
+    /// The role.
+    pub role_arn: String,
+    /// What the role's owner demands to hear.
+    pub external_id: Option<String>,
+    /// How the session is called in AWS's logs.
+    pub session_name: String,
 }
 
 /// How access tokens are got by OAuth 2.0.
@@ -413,7 +430,48 @@ impl Table<'_> {
         if let Some(id) = file.access_key_id.as_deref().filter(|id| !word(id)) {
             return Err(self.wrong("sigv4.access_key_id", format!("`{id}` is no id"), "such as `AKIA…`"));
         }
-        Ok(Place::Sigv4(Sigv4 { region: file.region, service: file.service, access_key_id: file.access_key_id }))
+        let assume_role = file.assume_role.map(|role| self.assume_role(role, &file.region)).transpose()?;
+        let Sigv4File { region, service, access_key_id, .. } = file;
+        Ok(Place::Sigv4(Sigv4 { region, service, access_key_id, assume_role }))
+    }
+
+    fn assume_role(&self, file: AssumeRoleFile, region: &str) -> Result<AssumeRole, ManifestError> {
+        let key = |key: &str| format!("sigv4.assume_role.{key}");
+        if !file.role_arn.starts_with("arn:aws") || !file.role_arn.bytes().all(|b| b.is_ascii_graphic()) {
+            let hint = "such as `arn:aws:iam::123456789012:role/agent`";
+            return Err(self.wrong(&key("role_arn"), format!("`{}` is no ARN of a role", file.role_arn), hint));
+        }
+        // AWS Security Token Service API Reference, "AssumeRole".
+        let word = |text: &str, least: usize, most: usize, marks: &[u8]| {
+            (least..=most).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || marks.contains(&b))
+        };
+        let session_name = file.session_name.unwrap_or_else(|| "ringfence".into());
+        if !word(&session_name, 2, 64, b"_+=,.@-") {
+            let hint = "write 2 to 64 of A-Z, a-z, 0-9 and `_+=,.@-`";
+            return Err(self.wrong(&key("session_name"), format!("`{session_name}` is no name of a session"), hint));
+        }
+        if let Some(id) = file.external_id.as_deref().filter(|id| !word(id, 2, 1224, b"_+=,.@:/-")) {
+            let hint = "write 2 to 1224 of A-Z, a-z, 0-9 and `_+=,.@:/-`";
+            return Err(self.wrong(&key("external_id"), format!("`{id}` is no external id"), hint));
+        }
+        let end = if region.starts_with("cn-") { ".cn" } else { "" };
+        let usual = format!("https://sts.{region}.amazonaws.com{end}/");
+        let endpoint = self.endpoint(
+            &key("sts_url"),
+            file.sts_url.as_deref().unwrap_or(&usual),
+            file.connect_to.as_deref(),
+            file.ca.as_deref(),
+            file.allow_private,
+        )?;
+        if endpoint.path.contains('?') {
+            return Err(self.wrong(
+                &key("sts_url"),
+                "it has a query",
+                "write it as `https://sts.eu-central-1.amazonaws.com/`",
+            ));
+        }
+        Ok(AssumeRole { endpoint, role_arn: file.role_arn, external_id: file.external_id, session_name })
     }
 
     fn oauth2(&self, file: Oauth2File) -> Result<Place, ManifestError> {

@@ -373,6 +373,29 @@ pub struct Sigv4File {
     pub service: String,
     /// Access key id; the secret may name it instead.
     pub access_key_id: Option<String>,
+    /// A role whose temporary keys sign in place of the secret.
+    pub assume_role: Option<AssumeRoleFile>,
+}
+
+/// `sigv4 = { assume_role = { … } }`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssumeRoleFile {
+    /// The role.
+    pub role_arn: String,
+    /// What the role's owner demands to hear.
+    pub external_id: Option<String>,
+    /// How the session is called in AWS's logs.
+    pub session_name: Option<String>,
+    /// Where the keys are got; default the region's endpoint.
+    pub sts_url: Option<String>,
+    /// Where to dial instead.
+    pub connect_to: Option<String>,
+    /// File of the only certificate authorities believed.
+    pub ca: Option<String>,
+    /// Whether the endpoint may have a private address.
+    #[serde(default)]
+    pub allow_private: bool,
 }
 
 /// `oauth2 = { … }`

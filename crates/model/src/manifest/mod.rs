@@ -24,12 +24,14 @@ pub use budget::{Budget, BudgetFile, Limit, ToolBudgetFile, Unit, UserBudget, Us
 pub use capture::{Capture, CaptureFile, Recipient, RecipientError, USUAL_CAPTURES, bech32};
 pub use check::{ManifestError, glob_covers};
 pub use credential::{
-    ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place, SecretSource, Sigv4,
+    AssumeRole, ClientAuth, Credential, Endpoint, GithubApp, GoogleServiceAccount, Oauth2, Oauth2Grant, Place,
+    SecretSource, Sigv4,
 };
 pub use dependencies::moment;
 pub use file::{
-    A2aFile, AgentFile, CredentialFile, DangerFile, DependenciesFile, FailoverFile, GithubFile, GoogleFile, GrantFile,
-    Id, ImageFile, IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File, ServerFile, Sigv4File,
+    A2aFile, AgentFile, AssumeRoleFile, CredentialFile, DangerFile, DependenciesFile, FailoverFile, GithubFile,
+    GoogleFile, GrantFile, Id, ImageFile, IngressFile, LimitsFile, LlmFile, ManifestFile, McpFile, Oauth2File,
+    ServerFile, Sigv4File,
 };
 pub use protocol::{PostgresFile, PostgresRules, PostgresTls, Protocol, ProtocolFile, StatementClass, TcpRules};
 pub use server::{Door, Server, ServerOf};

@@ -160,6 +160,18 @@ fn each_place_of_a_credential_is_understood() {
         panic!("no sigv4")
     };
     assert_eq!((sigv4.service.as_str(), sigv4.access_key_id.as_deref()), ("s3", Some("AKIA1")));
+    for (region, url) in [
+        ("eu-central-1", "https://sts.eu-central-1.amazonaws.com/"),
+        ("cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn/"),
+    ] {
+        let role = "assume_role = { role_arn = \"arn:aws:iam::1:role/agent\" }";
+        let Ok(Place::Sigv4(sigv4)) = place(&format!("sigv4 = {{ region = \"{region}\", service = \"s3\", {role} }}"))
+        else {
+            panic!("no sigv4")
+        };
+        let role = sigv4.assume_role.unwrap();
+        assert_eq!((role.endpoint.url().as_str(), role.session_name.as_str()), (url, "ringfence"));
+    }
     let Ok(Place::Oauth2(oauth2)) = place(
         "oauth2 = { token_url = \"https://login.example.org:8443/t?x=1\", client_id = \"c\", scopes = [\"a\"], \
          grant = \"client_credentials\", ca = \"idp.pem\", connect_to = \"10.0.0.1:1\" }",
@@ -193,6 +205,19 @@ fn places_that_mean_nothing_are_refused() {
         ("basic = \"{}:{}\"", "more than once"),
         ("sigv4 = { region = \"\", service = \"s3\" }", "sigv4.region"),
         ("sigv4 = { region = \"x\", service = \"s3\", key = 1 }", "unknown manifest key `key`"),
+        ("sigv4 = { region = \"x\", service = \"s3\", assume_role = { role_arn = \"agent\" } }", "role_arn"),
+        (
+            "sigv4 = { region = \"x\", service = \"s3\", assume_role = { role_arn = \"arn:aws:iam::1:role/a\", session_name = \"a b\" } }",
+            "session_name",
+        ),
+        (
+            "sigv4 = { region = \"x\", service = \"s3\", assume_role = { role_arn = \"arn:aws:iam::1:role/a\", external_id = \"a b\" } }",
+            "external_id",
+        ),
+        (
+            "sigv4 = { region = \"x\", service = \"s3\", assume_role = { role_arn = \"arn:aws:iam::1:role/a\", sts_url = \"http://sts.example.org/\" } }",
+            "sts_url",
+        ),
         ("oauth2 = { token_url = \"http://a.com/t\", client_id = \"c\", grant = \"client_credentials\" }", "cleartext"),
         ("oauth2 = { token_url = \"https://a.com/t\", client_id = \"c\", grant = \"password\" }", "password"),
         (

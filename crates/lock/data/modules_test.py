@@ -101,8 +101,12 @@ class Modules(unittest.TestCase):
         found = table()
         self.assertEqual(["ag2", "pyautogen"], [name for name, _ in found["autogen"]])
         self.assertEqual(["farm-haystack", "haystack-ai"], [name for name, _ in found["haystack"]])
-        for module in ("autogen", "composio", "haystack", "pinecone"):
+        for module in ("autogen", "composio", "haystack", "pinecone", "pkg_resources"):
             self.assertTrue(all("dated" in flags for _, flags in found[module]))
+
+
+    def test_the_table_stays_small(self):
+        self.assertLessEqual((DATA / "modules.tsv").stat().st_size, 900 * 1024)
 
 
 class Impostors(unittest.TestCase):

@@ -52,6 +52,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.parse
 import uuid
 
 PAGES = ("streamlit", "fastapi", "starlette", "flask", "gradio", "chainlit", "panel", "dash", "nicegui")
@@ -62,11 +63,13 @@ TAIL_BYTES = 256 * 1024
 REPORTED_CHARS = 32 * 1024
 BODY_BYTES = 1024 * 1024
 MESSAGE_BYTES = 16 * 1024 * 1024
+MESSAGE_FIELDS = 10000
 LINE_CHARS = 8 * 1024
 ERROR_MESSAGE_CHARS = 4000
 CODE_CHARS = 300
 FRAMES = 30
 ERRORS = 50
+ERRORS_READ = 200
 
 POLL_S = 0.1
 TERM_S = 3.0
@@ -357,16 +360,18 @@ class Door:
         return self.run.clock.left() if doors == 1 else min(5.0, self.run.clock.left())
 
     def get(self, path, patience=None):
-        answer = self.ask("GET", path, patience=patience)
+        """A page, after at most three redirects; they are taken to lead to the agent itself."""
+        answer = self.ask("GET", path, patience=patience, noted=True)
         for _ in range(3):
-            place = answer.headers.get("Location", "") if answer and answer.status in (301, 302, 303, 307, 308) else ""
-            own = re.sub(r"^https?://[^/]*", "", place)
-            if not own.startswith("/"):
+            place = answer.headers.get("Location") if answer and answer.status in (301, 302, 303, 307, 308) else None
+            if place is None:
                 break
-            answer = self.ask("GET", own) or answer
+            to = urllib.parse.urlsplit(urllib.parse.urljoin(path, place))
+            path = urllib.parse.urlunsplit(("", "", to.path or "/", to.query, ""))
+            answer = self.ask("GET", path, noted=True) or answer
         return answer
 
-    def ask(self, method, path, body=None, headers=None, patience=None):
+    def ask(self, method, path, body=None, headers=None, patience=None, noted=False):
         """One exchange, or None if no answer came."""
         left = self.run.clock.left() if patience is None else patience
         if left <= 0:
@@ -376,7 +381,8 @@ class Door:
             link.request(method, path, body=body, headers=dict({"Connection": "close"}, **(headers or {})))
             response = link.getresponse()
             self.run.report["answered"] = True
-            self.run.report["requests"].append({"path": clean(path)[:200], "status": response.status})
+            if noted:
+                self.run.report["requests"].append({"path": clean(path)[:200], "status": response.status})
             return Answer(response.status, response.headers, self._body(response))
         except (OSError, http.client.HTTPException, ValueError):
             return None
@@ -500,7 +506,9 @@ class Malformed(Exception):
 def fields(data):
     """The fields of a protocol buffer: number, and a whole number or bytes."""
     at = 0
-    while at < len(data):
+    for _ in range(MESSAGE_FIELDS):
+        if at == len(data):
+            return
         key, at = varint(data, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
@@ -516,6 +524,7 @@ def fields(data):
         if at > len(data):
             raise Malformed()
         yield number, value
+    raise Malformed()
 
 
 def varint(data, at):
@@ -636,10 +645,14 @@ class WebSocket:
 # Chainlit
 #
 # The page opens a Socket.IO session; `connection_successful` runs the agent's on_chat_start between the events
-# task_start and task_end. 1.3.2 reads who connects from headers, 2.12.0 from the payload of the connection.
+# task_start and task_end. 1.3.2 reads who connects from headers and fails if the connection has a payload; 2.12.0 reads
+# it from that payload.
 
 SOCKET_IO = "/ws/socket.io/?EIO=4&transport=polling"
 PACKET_SEPARATOR = "\x1e"
+CONNECT_S = 10.0
+CHAINLIT_FOLDER = "import importlib.util as i; print(i.find_spec('chainlit').submodule_search_locations[0])"
+CONNECT_WITH_PAYLOAD = re.compile(r"\bdef connect\([^)]*\bauth\b")
 
 
 def visit_chainlit(run, door):
@@ -663,6 +676,7 @@ class Chat:
         self.headers = {
             "X-Chainlit-Session-Id": self.id,
             "X-Chainlit-Client-Type": "webapp",
+            "User-Env": "{}",
             "Content-Type": "text/plain;charset=UTF-8",
         }
 
@@ -672,8 +686,9 @@ class Chat:
             self.path = "{}&sid={}".format(SOCKET_IO, json.loads(opened[0][1:])["sid"])
         except (IndexError, KeyError, TypeError, ValueError):
             return False
-        self.post("40" + json.dumps({"sessionId": self.id, "clientType": "webapp", "userEnv": "{}"}))
-        for packet in self.packets(self.run.clock.left()):
+        payload = {"sessionId": self.id, "clientType": "webapp", "userEnv": "{}"}
+        self.post("40" + (json.dumps(payload) if takes_payload(self.run) else ""))
+        for packet in self.packets(CONNECT_S):
             if packet.startswith("40"):
                 return True
             if packet.startswith("44"):
@@ -719,6 +734,17 @@ class Chat:
 
     def emit(self, name):
         self.post("42" + json.dumps([name]))
+
+
+def takes_payload(run):
+    """Whether the agent's version of Chainlit reads a payload at the connection; versions to come surely do."""
+    argv = [sys.executable, "-I", "-c", CHAINLIT_FOLDER]
+    try:
+        said = subprocess.check_output(argv, env=run.request.env, timeout=CONNECT_S, stderr=subprocess.DEVNULL)
+        with open(os.path.join(decode(said).strip(), "socket.py"), encoding="utf-8") as file:
+            return CONNECT_WITH_PAYLOAD.search(file.read()) is not None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return True
 
 
 def event(packet):
@@ -914,7 +940,7 @@ def import_result(name, error=None, missing_attribute=False, status=None):
 
 def import_error(text):
     found = errors_in(text, "import")
-    error = found[-1] if found else plain_error("", text.strip(), "import")
+    error = found[-1] if found else plain_error(*read_message(text.split("\n"), 0)[:2], where="import")
     for part in [error] + error["chain"]:
         part["frames"] = [frame for frame in part["frames"] if frame["file"] != "<probe>"]
     return error
@@ -1333,6 +1359,8 @@ LOGGED = re.compile(
 SEPARATOR = re.compile(r"^\s*(?:\|\s*)*\+[-+]+")
 FATAL = re.compile(r"^Fatal Python error: (.*)$")
 FATAL_TYPE = "Fatal Python error"
+SYNTAX_ERROR_LINES = 6
+TRACEBACK_LINES = 5000
 SYNTAX_ERRORS = re.compile(r"^(?:SyntaxError|IndentationError|TabError): ")
 
 # What interpreters and servers say in one line where a program would have said it in a traceback.
@@ -1346,28 +1374,28 @@ ONE_LINERS = (
 def errors_in(text, where):
     """All errors that a text tells of, those that led to another one as its chain."""
     lines = [line[:LINE_CHARS].rstrip() for line in text.split("\n")]
-    found, chain, at = [], [], 0
-    while at < len(lines) and len(found) < 4 * ERRORS:
+    found, chain, at, count = [], [], 0, 0
+    while at < len(lines) and count < ERRORS_READ:
         error, end = read_error(lines, at)
         if error is None:
             at += 1
             continue
+        count += 1
         error["where"] = where
+        begin = at
         linked, at = follows(lines, end)
         if linked:
             chain.append(error)
-        else:
-            error["chain"], chain = chain[-FRAMES:], []
-            if not ignored(lines, end, error):
-                found.append(error)
-        error.pop("begin", None)
+            continue
+        error["chain"], chain = chain[-FRAMES:], []
+        if not ignored(lines, begin):
+            found.append(error)
     return distinct(found)
 
 
-def ignored(lines, _end, error):
+def ignored(lines, begin):
     """Whether the interpreter says that it ignored the error, as it does at its end."""
-    before = next((line for line in reversed(lines[: error.get("begin", 0)]) if line.strip()), "")
-    return before.startswith("Exception ignored ")
+    return any(line.startswith("Exception ignored ") for line in lines[max(0, begin - 1) : begin + 1])
 
 
 def follows(lines, at):
@@ -1392,8 +1420,6 @@ def read_error(lines, at):
         error, end = read_fatal(lines, at)
     else:
         error, end = read_one_liner(line), at + 1
-    if error is not None:
-        error["begin"] = at
     return error, end
 
 
@@ -1418,7 +1444,7 @@ def unprefixed(lines, at):
     following = lines[at + 1] if at + 1 < len(lines) else ""
     if not barred and before.strip() and not following.startswith(before):
         before = ""
-    for line in lines[at + 1 :]:
+    for line in lines[at + 1 : at + TRACEBACK_LINES]:
         if line.startswith(before):
             yield line[len(before) :]
         elif line == before.rstrip() or (not barred and not line):
@@ -1480,7 +1506,8 @@ def nothing_else(lines, at):
 
 def read_syntax_error(lines, at):
     """The form without a header: the file that was started does not parse."""
-    frames, end = read_frames(lines, at)
+    frames, size = read_frames(lines[at : at + SYNTAX_ERROR_LINES], 0)
+    end = at + size
     if len(frames) != 1 or end >= len(lines) or not SYNTAX_ERRORS.match(lines[end]):
         return None, at + 1
     error = plain_error("", "", "")

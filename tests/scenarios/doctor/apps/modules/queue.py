@@ -1,0 +1,1 @@
+HERE = "in the folder of the agent"

@@ -1,0 +1,2 @@
+while True:
+    print("heard", input("You: "))

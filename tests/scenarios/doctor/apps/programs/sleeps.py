@@ -1,0 +1,4 @@
+import time
+
+print("waiting for work", flush=True)
+time.sleep(3600)

@@ -257,6 +257,10 @@ class Run:
             if self.child.said() != said:
                 said, quiet_since = self.child.said(), self.clock.spent()
 
+    def note_shown(self, errors):
+        """Keeps errors that a page shows."""
+        self.session_errors = distinct(self.session_errors + errors)
+
     def note_end(self):
         self.report["listening"] = sorted(set(self.report["listening"]) | set(self.child.ports()))
         if self.report["phase"] == "settled" and self.request.kind not in PROGRAMS and not self.child.lives():
@@ -423,7 +427,8 @@ DELTA_NEW_ELEMENT = 3  # Delta.new_element
 ELEMENT_EXCEPTION = 8  # Element.exception
 SESSION_COMPILE_EXCEPTION = 3  # SessionEvent.script_compilation_exception
 EXCEPTION_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACK, EXCEPTION_IS_WARNING = 1, 2, 3, 5
-FINISHED_EARLY_FOR_RERUN = 2  # ForwardMsg.ScriptFinishedStatus, since 1.12
+# ForwardMsg.ScriptFinishedStatus. The exception follows in a message of its own; the second is there since 1.12.
+FINISHED_WITH_COMPILE_ERROR, FINISHED_EARLY_FOR_RERUN = 1, 2
 
 RERUN_SCRIPT = bytes([BACK_RERUN_SCRIPT << 3 | 2, 0])
 
@@ -458,20 +463,19 @@ def open_stream(run, door):
 
 
 def follow_script(run, stream):
-    """Reads until the script has finished; one that reruns itself gets `settle` seconds more."""
-    reruns_until = None
+    """Reads until the script has finished; one that reruns itself or does not parse gets `settle` seconds more."""
     for message in stream.messages():
         try:
-            run.session_errors.extend(shown_errors(message))
+            run.note_shown(shown_errors(message))
             finished = field(message, FORWARD_SCRIPT_FINISHED)
         except Malformed:
             continue
         if finished is None:
             continue
-        if reruns_until is None:
-            reruns_until = run.clock.spent() + run.request.settle
-        if finished != FINISHED_EARLY_FOR_RERUN or run.clock.spent() > reruns_until:
+        if run.report["phase"] != "settled":
             run.reach("settled")
+            stream.until = run.clock.spent() + run.request.settle
+        if finished not in (FINISHED_WITH_COMPILE_ERROR, FINISHED_EARLY_FOR_RERUN):
             return
 
 
@@ -491,7 +495,7 @@ def shown_error(exception):
         elif number == EXCEPTION_MESSAGE:
             message = decode(value)
         elif number == EXCEPTION_STACK:
-            stack.extend(decode(value).split("\n"))
+            stack.extend(clean(decode(value)).split("\n"))
     error = plain_error(kind, message, "session")
     # Each entry is one frame; up to 1.12 its first line came without indentation.
     lines = ["  " + line if line.startswith("File ") else line for line in stack]
@@ -560,6 +564,7 @@ class WebSocket:
 
     def __init__(self, door, path, clock):
         self.clock = clock
+        self.until = clock.patience
         self.buffer = bytearray()
         self.link = socket.create_connection((door.address, door.port), timeout=max(POLL_S, clock.left()))
         try:
@@ -629,7 +634,7 @@ class WebSocket:
         return taken
 
     def _receive(self):
-        left = self.clock.left()
+        left = self.until - self.clock.spent()
         if left <= 0:
             raise Closed()
         self.link.settimeout(left)
@@ -692,7 +697,7 @@ class Chat:
             if packet.startswith("40"):
                 return True
             if packet.startswith("44"):
-                self.run.session_errors.append(plain_error("ConnectionRefusedError", packet[2:], "session"))
+                self.run.note_shown([plain_error("ConnectionRefusedError", packet[2:], "session")])
                 return False
         return False
 
@@ -704,8 +709,7 @@ class Chat:
             if name == "task_start":
                 started = True
             if name in ("new_message", "update_message") and isinstance(data, dict) and data.get("isError"):
-                shown = plain_error("", str(data.get("output", "")), "session")
-                self.run.session_errors.append(shown)
+                self.run.note_shown([plain_error("", str(data.get("output", "")), "session")])
             if name in ("ask", "call_fn") or (name == "task_end" and started):
                 return True
         return not started
@@ -874,12 +878,12 @@ main(int(sys.argv[1]), sys.argv[2:])
 def probe_imports(request, clock, report):
     report["imports"] = results = []
     names = list(dict.fromkeys(request.modules))
-    texts = ([], [])
+    texts = ["", ""]
     while len(results) < len(names) and clock.left() > 0:
         results.extend(import_together(names[len(results) :], request, clock, texts))
     for name in names[len(results) :]:
         results.append(import_result(name, plain_error("NotTried", "no time was left for this import", "import")))
-    report["stdout"], report["stderr"] = ("\n".join(said)[-REPORTED_CHARS:] for said in texts)
+    report["stdout"], report["stderr"] = texts
     messages = [result["error"]["message"] for result in results if result["error"]]
     report["refused"] = refused_hosts("\n".join([report["stdout"], report["stderr"]] + messages))
     report["phase"] = "settled"
@@ -901,9 +905,9 @@ def import_together(names, request, clock, texts):
     overdue = status is None
     child.drain()
     child.end(0 if overdue else TERM_S)
-    texts[0].append(child.stdout.text())
-    texts[1].append(child.stderr.text())
-    return read_results(child.results.data(), names, overdue, status, child.stderr.text())
+    stderr = child.stderr.text()
+    texts[:] = ((texts[0] + child.stdout.text())[-REPORTED_CHARS:], (texts[1] + stderr)[-REPORTED_CHARS:])
+    return read_results(child.results.data(), names, overdue, status, stderr)
 
 
 def read_results(data, names, overdue, status, stderr):
@@ -1125,8 +1129,13 @@ class Process:
 
 
 def processes():
+    """Every process that can be seen, by pid."""
     found = {}
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return found
+    for name in names:
         if name.isdigit():
             try:
                 with open("/proc/{}/stat".format(name), encoding="utf-8", errors="replace") as file:
@@ -1138,11 +1147,7 @@ def processes():
 
 def family(session=None):
     """Live processes that descend from the probe, or are in the agent's session."""
-    try:
-        everyone = processes()
-    except OSError:
-        return {}
-    members = {}
+    everyone, members = processes(), {}
     for pid, process in everyone.items():
         line, at = [], pid
         while at in everyone and at not in line and at != os.getpid():
@@ -1205,19 +1210,12 @@ def wait_for_end(session, seconds, process):
 
 def reap(session):
     """Reaps adopted processes; the one that was started is `subprocess`'s to reap."""
-    for pid, process in processes_or_none().items():
+    for pid, process in processes().items():
         if process.parent == os.getpid() and process.state == "Z" and pid != session:
             try:
                 os.waitpid(pid, os.WNOHANG)
             except OSError:
                 pass
-
-
-def processes_or_none():
-    try:
-        return processes()
-    except OSError:
-        return {}
 
 
 def link_name(path):

@@ -113,6 +113,16 @@ class Programs(ProbeCase):
                 self.assertEqual((None, []), (report["exit"], report["errors"]))
                 self.assertEqual(1 if name == "prompts.py" else 0, report["exit_at_eof"])
 
+    def test_waits_for_input_unseen(self):
+        place = self.place("programs")
+        child = probe.Child([sys.executable, os.path.join(place.app, "prompts.py")], os.environ)
+        self.addCleanup(child.end)
+        self.addCleanup(setattr, probe, "system_call", probe.system_call)
+        probe.system_call = lambda _pid, _thread: None
+        while not child.said():
+            time.sleep(0.05)
+        self.assertTrue(child.reads_input())
+
     def test_lives(self):
         report = self.program("sleeps.py", kind="worker")
         self.assertEqual(("settled", None, None), (report["phase"], report["exit"], report["signal"]))

@@ -24,8 +24,9 @@ Report:
   answered        whether it answered anything
   requests        [{path, status}], the pages asked for
   exit, signal    how it ended of its own accord, before the probe ended it or its input
-  waits_for_input whether it was found reading its standard input. Then that is closed, and exit_at_eof says how it
-                  ended upon that; an EOFError from there on is the probe's doing and not reported.
+  waits_for_input whether it was found reading its standard input instead of what its kind does (mcp reads it by right).
+                  A program's input is then closed, and exit_at_eof says how it ended upon that: a status, or minus a
+                  signal. An EOFError is then the probe's doing and not reported.
   errors          [{type, message, frames, chain, where}]; where is stdout, stderr, session, import or spawn;
                   frames are [{file, line, function, code}], oldest call first; chain are the errors that led to it
   imports         [{name, ok, error, missing_attribute, exit, signal}] (mode "imports"). The type of the error is
@@ -1094,6 +1095,7 @@ def pump(streams):
                 key.data.add(piece)
             else:
                 selector.unregister(key.fileobj)
+                key.fileobj.close()
 
 
 class Load:
@@ -1399,7 +1401,7 @@ def ignored(lines, begin):
 def follows(lines, at):
     """Whether an error at the lines before led to another one, and where reading goes on."""
     for ahead in range(at, min(at + 4, len(lines))):
-        line = lines[ahead].strip(" |")
+        line = lines[ahead].strip(BOX)
         if line in LINKS:
             return True, ahead + 1
         if line and not SEPARATOR.match(lines[ahead]):
@@ -1539,29 +1541,38 @@ def read_one_liner(line):
 
 
 BOX = "\u2500\u2501\u2502\u2503\u256d\u256e\u256f\u2570 |+-"
-BOX_END = re.compile("^(?:\u2570|\\+-|\\s*\u2500{10,}\\s*$)")
-BOX_FRAME = re.compile(r"^(?P<file>\S.*):(?P<line>\d+)(?: in (?P<function>.+))?$")
+BOX_SIDE = "\u2502"
+BOX_END = re.compile("^(?:\u2502 )?(?:\u2570|\\+-|\\s*\u2500{10,}\\s*$)")
+BOX_FRAME = re.compile(r"^(?P<file>[/<].*):(?P<line>\d+)(?: in (?P<function>.+))?$")
 BOX_CODE = re.compile("^(?:\u2771|>)\\s*\\d+\\s?(?P<code>.*)$")
 
 
 def read_boxed(lines, at):
-    frames, end = [], at + 1
+    frames, inside, end = [], [], at + 1
     while end < len(lines) and not BOX_END.match(lines[end]) and HEADER not in lines[end]:
-        read_boxed_line(lines[end].strip(BOX), frames)
+        inside.append(lines[end].strip(BOX))
         end += 1
+    for before, line in zip([""] + inside, inside):
+        read_boxed_line(before, line, frames)
     if not frames:
         return None, at + 1
     error = plain_error("", "", "")
     error["frames"] = frames[-FRAMES:]
-    error["type"], error["message"], end = read_message(lines, end + 1)
-    return error, end
+    after = lines[end + 1 : end + TRACEBACK_LINES]
+    if lines[at].startswith(BOX_SIDE):
+        # A part of a group: its message stands inside of the group's box.
+        after = [line.strip(BOX) for line in after[: next((n for n, line in enumerate(after) if BOX_END.match(line)), 0)]]
+    error["type"], error["message"], size = read_message(after, 0)
+    return error, end + 1 + size
 
 
-def read_boxed_line(line, frames):
-    frame, code = BOX_FRAME.match(line), BOX_CODE.match(line)
+def read_boxed_line(before, line, frames):
+    # A long path goes on in the next line.
+    frame = BOX_FRAME.match(line) or (BOX_FRAME.match(before + line) if before.startswith("/") else None)
+    code = BOX_CODE.match(line)
     if code and frames:
-        frames[-1]["code"] = code.group("code").strip()[:CODE_CHARS]
-    elif frame and frame.group("file").startswith(("/", "<")):
+        frames[-1]["code"] = code.group("code").strip(BOX)[:CODE_CHARS]
+    elif frame and not BOX_FRAME.match(before):
         function = (frame.group("function") or "")[:CODE_CHARS]
         frames.append({"file": frame.group("file"), "line": int(frame.group("line")), "function": function, "code": ""})
     elif frames and not frames[-1]["function"] and line.startswith("in "):

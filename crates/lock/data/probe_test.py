@@ -158,7 +158,7 @@ class Programs(ProbeCase):
             self.assertFalse(os.path.exists("/proc/" + pid), pid)
 
     def test_is_not_there(self):
-        report = self.place("programs").run(kind="script", argv=["no-such-program"])
+        report = self.place("programs").run(kind="script", argv=["/nowhere/program"])
         self.assertEqual("spawn", report["phase"])
         error = self.the_error(report)
         self.assertEqual(("FileNotFoundError", "spawn"), (error["type"], error["where"]))
@@ -439,6 +439,37 @@ class Texts(unittest.TestCase):
         self.assertEqual([(7, "<module>"), (4, "f")], frames)
         self.assertEqual("f(0)", errors[0]["frames"][0]["code"])
 
+    def test_rich_group(self):
+        line = "\u2500" * 20
+        errors = self.errors(
+            "\u256d" + line + " Traceback (most recent call last) " + line + "\u256e",
+            "\u2502 /srv/main.py:7 in <module>                          \u2502",
+            "\u2570" + line * 2 + "\u256f",
+            "ExceptionGroup: one (1 sub-exception)",
+            "",
+            "\u256d" + line + " Sub-exception #1 " + line + "\u256e",
+            "\u2502 \u256d" + line + " Traceback (most recent call last) " + line + "\u256e \u2502",
+            "\u2502 \u2502 /srv/a/very/long/path/to/the/led          \u2502 \u2502",
+            "\u2502 \u2502 ger/pages.py:4 in f                       \u2502 \u2502",
+            "\u2502 \u2502 \u2771 4 \u2502   return 1 / x                     \u2502 \u2502",
+            "\u2502 \u2570" + line * 2 + "\u256f \u2502",
+            "\u2502 ValueError: a                                       \u2502",
+            "\u2502 b                                                   \u2502",
+            "\u2570" + line * 2 + "\u256f",
+            "",
+            probe.LINKS[1],
+            "",
+            "\u256d" + line + " Traceback (most recent call last) " + line + "\u256e",
+            "\u2502 /srv/main.py:9 in <module>                          \u2502",
+            "\u2570" + line * 2 + "\u256f",
+            "RuntimeError: outer",
+        )
+        self.assertEqual([("ExceptionGroup", "one (1 sub-exception)"), ("RuntimeError", "outer")], self.kinds(errors))
+        part = errors[1]["chain"][0]
+        self.assertEqual(("ValueError", "a\nb"), (part["type"], part["message"]))
+        expected = {"file": "/srv/a/very/long/path/to/the/ledger/pages.py", "line": 4, "function": "f", "code": "return 1 / x"}
+        self.assertEqual([expected], part["frames"])
+
     def test_rich_without_sides(self):
         rule = "\u2500" * 30
         errors = self.errors(
@@ -542,14 +573,15 @@ class ProtocolBuffers(unittest.TestCase):
                 list(probe.fields(data))
 
 
-# With real packages: kind of case, and for each what starts it and what has to be found.
+# With real packages: by kind, what starts it, its port, and what has to be found: where, type and message of errors.
+# The log is stdout or stderr.
 
 LACKS_KEY = ("KeyError", "'LEDGER_KEY'")
 HEADLESS = {"STREAMLIT_SERVER_HEADLESS": "true", "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"}
 
 CASES = {
     "streamlit": (
-        (["streamlit", "run", "app.py"], 8501, {("stderr",) + LACKS_KEY, ("session",) + LACKS_KEY}),
+        (["streamlit", "run", "app.py"], 8501, {("log",) + LACKS_KEY, ("session",) + LACKS_KEY}),
         (["streamlit", "run", "fine.py"], 8501, set()),
         (["streamlit", "run", "unparsable.py"], 8501, {("session", "SyntaxError", None)}),
     ),
@@ -560,7 +592,7 @@ CASES = {
     "flask": ((["flask", "run"], 5000, {("stderr", "jinja2.exceptions.TemplateNotFound", "ledger.html")}),),
     "gradio": ((["python", "app.py"], 7860, set()),),
     "chainlit": (
-        (["chainlit", "run", "app.py", "--headless"], 8000, {(None, "FileNotFoundError", None)}),
+        (["chainlit", "run", "app.py", "--headless"], 8000, {("log", "FileNotFoundError", None)}),
         (["chainlit", "run", "fine.py", "--headless"], 8000, set()),
     ),
     "panel": ((["panel", "serve", "app.py"], 5006, {("stderr", "KeyError", "'today'")}),),
@@ -592,7 +624,8 @@ class WithPackages(ProbeCase):
 
 
 def fits(error, where, kind, message):
-    return where in (None, error["where"]) and kind == error["type"] and message in (None, error["message"])
+    places = ("stdout", "stderr") if where == "log" else (where,)
+    return error["where"] in places and kind == error["type"] and message in (None, error["message"])
 
 
 def with_packages(venv, kinds):

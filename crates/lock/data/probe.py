@@ -41,6 +41,7 @@ Exit status: 0 with a report, 1 with a report that has a probe_error, 2 without 
 
 import base64
 import http.client
+import itertools
 import json
 import os
 import re
@@ -77,6 +78,7 @@ TERM_S = 3.0
 KILL_S = 2.0
 QUIET_S = 0.5
 OTHER_PORT_S = 2.0
+OTHER_ANSWER_S = 10.0
 OVERDUE_S = 1.0
 LAST_RESORT_S = 8.0
 
@@ -86,7 +88,7 @@ def main(arguments):
         sys.stderr.write("usage: python -I -S -B probe.py REQUEST.json REPORT.json\n")
         return 2
     request_path, report_path = arguments
-    report = blank_report()
+    report, began = blank_report(), time.monotonic()
     try:
         signal.signal(signal.SIGTERM, interrupt)
         request = Request(request_path)
@@ -98,12 +100,12 @@ def main(arguments):
             probe_imports(request, clock, report)
         else:
             probe_start(request, clock, report)
-        report["seconds"] = round(clock.spent(), 3)
     except BaseException:
         report["probe_error"] = clean(traceback.format_exc())
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_family(0)
+        report["seconds"] = round(time.monotonic() - began, 3)
     return write_report(report, report_path)
 
 
@@ -321,7 +323,7 @@ FIRST_PATHS = {
 def find_door(run):
     """The first port that answers HTTP; a port other than the expected one has to be there for a while."""
     path = FIRST_PATHS.get(run.request.kind, ("/",))[0]
-    seen_at = {}
+    seen_at, attempts = {}, {}
     reading_since = None
     while run.going_on():
         ports = run.child.ports(run.request.port)
@@ -333,8 +335,9 @@ def find_door(run):
         for port in sorted(ports, key=lambda port: (port != run.request.port, seen_at[port])):
             expected = run.request.port in (None, port)
             if expected or run.clock.spent() - seen_at[port] > OTHER_PORT_S:
+                attempts[port] = attempts.get(port, 0) + 1
                 door = Door(run, port, ports[port])
-                if door.get(path, door.patience(len(ports))) is not None:
+                if door.get(path, first_patience(run, port, attempts[port])) is not None:
                     return door
         if not ports and run.child.reads_input():
             reading_since = reading_since or run.clock.spent()
@@ -345,11 +348,28 @@ def find_door(run):
     return None
 
 
+def first_patience(run, port, attempt):
+    """How long to wait for a first answer: a port that is not the expected one may never speak HTTP."""
+    left = run.clock.left()
+    return left if port == run.request.port else min(left, OTHER_ANSWER_S * 2 ** (attempt - 1))
+
+
 class Answer:
     def __init__(self, status, headers, body):
         self.status = status
         self.headers = headers
         self.body = body
+
+    def leads_to(self, path):
+        """The path of a redirect from a path, or None."""
+        place = self.headers.get("Location")
+        if place is None or self.status not in (301, 302, 303, 307, 308):
+            return None
+        try:
+            to = urllib.parse.urlsplit(urllib.parse.urljoin(path, place))
+        except ValueError:
+            return None
+        return urllib.parse.urlunsplit(("", "", to.path or "/", to.query, ""))
 
 
 class Door:
@@ -360,19 +380,13 @@ class Door:
         self.port = port
         self.address = address
 
-    def patience(self, doors):
-        """How long to wait for an answer: of several ports, one may never speak HTTP."""
-        return self.run.clock.left() if doors == 1 else min(5.0, self.run.clock.left())
-
     def get(self, path, patience=None):
         """A page, after at most three redirects; they are taken to lead to the agent itself."""
         answer = self.ask("GET", path, patience=patience, noted=True)
         for _ in range(3):
-            place = answer.headers.get("Location") if answer and answer.status in (301, 302, 303, 307, 308) else None
-            if place is None:
+            path = answer.leads_to(path) if answer else None
+            if path is None:
                 break
-            to = urllib.parse.urlsplit(urllib.parse.urljoin(path, place))
-            path = urllib.parse.urlunsplit(("", "", to.path or "/", to.query, ""))
             answer = self.ask("GET", path, noted=True) or answer
         return answer
 
@@ -690,7 +704,7 @@ class Chat:
         opened = [packet for packet in self.poll() or [] if packet.startswith("0")]
         try:
             self.path = "{}&sid={}".format(SOCKET_IO, json.loads(opened[0][1:])["sid"])
-        except (IndexError, KeyError, TypeError, ValueError):
+        except (IndexError, KeyError, TypeError, ValueError, RecursionError):
             return False
         payload = {"sessionId": self.id, "clientType": "webapp", "userEnv": "{}"}
         self.post("40" + (json.dumps(payload) if takes_payload(self.run) else ""))
@@ -757,7 +771,7 @@ def event(packet):
     found = re.match(r"42\d*(\[.*)", packet, re.DOTALL)
     try:
         said = json.loads(found.group(1)) if found else []
-    except ValueError:
+    except (ValueError, RecursionError):
         said = []
     return (said + [None, None])[:2]
 
@@ -808,7 +822,7 @@ def await_reply(run, number):
 def is_reply(line, number):
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(said, dict) and said.get("id") == number and ("result" in said or "error" in said)
 
@@ -922,8 +936,9 @@ def read_results(data, names, overdue, status, stderr):
         elif words[0] == "done" and started:
             results.append(import_result(started))
             started = None
-        elif words[0] == "failed" and len(words) == 3 and words[2].isdigit() and started:
-            text, data = clean(decode(data[: int(words[2])])), data[int(words[2]) :]
+        elif words[0] == "failed" and started and re.match(rb"failed [01] [0-9]{1,6}$", line):
+            size = int(words[2])
+            text, data = clean(decode(data[:size])), data[size:]
             results.append(import_result(started, import_error(text), missing_attribute=words[1] == "1"))
             started = None
     if len(results) < len(names):
@@ -1350,7 +1365,7 @@ LINKS = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
-FRAME = re.compile(r'^(?:>|\s)\s*File "(?P<file>[^"]*)", line (?P<line>\d+)(?:,? in (?P<function>.*))?$')
+FRAME = re.compile(r'^(?:>|\s)\s*File "(?P<file>[^"]*)", line (?P<line>\d{1,9})(?:,? in (?P<function>.*))?$')
 TYPE = re.compile(r"^(?P<type>[A-Za-z_][\w.<>]*)(?::(?: (?P<message>.*))?)?$")
 LOGGED = re.compile(
     r"^\s*(?:\[?\d{4}-\d\d-\d\d[T ]|\[?\d\d:\d\d:\d\d\b|\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL)\b[:\]\s]"
@@ -1358,6 +1373,7 @@ LOGGED = re.compile(
 )
 SEPARATOR = re.compile(r"^\s*(?:\|\s*)*\+[-+]+")
 FATAL = re.compile(r"^Fatal Python error: (.*)$")
+FATAL_STACK = re.compile(r"^(?:Current thread|Stack) .*most recent call first")
 FATAL_TYPE = "Fatal Python error"
 SYNTAX_ERROR_LINES = 6
 TRACEBACK_LINES = 5000
@@ -1520,7 +1536,7 @@ def read_fatal(lines, at):
     """What the fault handler prints: the newest call comes first."""
     error = plain_error(FATAL_TYPE, FATAL.match(lines[at]).group(1), "")
     end = at + 1
-    while end < min(at + 200, len(lines)) and not re.match(r"^(?:Current thread|Stack) .*most recent call first", lines[end]):
+    while end < min(at + 200, len(lines)) and not FATAL_STACK.match(lines[end]):
         end += 1
     frames, stop = read_frames(lines, end + 1)
     if frames:
@@ -1543,7 +1559,7 @@ def read_one_liner(line):
 BOX = "\u2500\u2501\u2502\u2503\u256d\u256e\u256f\u2570 |+-"
 BOX_SIDE = "\u2502"
 BOX_END = re.compile("^(?:\u2502 )?(?:\u2570|\\+-|\\s*\u2500{10,}\\s*$)")
-BOX_FRAME = re.compile(r"^(?P<file>[/<].*):(?P<line>\d+)(?: in (?P<function>.+))?$")
+BOX_FRAME = re.compile(r"^(?P<file>[/<].*):(?P<line>\d{1,9})(?: in (?P<function>.+))?$")
 BOX_CODE = re.compile("^(?:\u2771|>)\\s*\\d+\\s?(?P<code>.*)$")
 
 
@@ -1561,7 +1577,7 @@ def read_boxed(lines, at):
     after = lines[end + 1 : end + TRACEBACK_LINES]
     if lines[at].startswith(BOX_SIDE):
         # A part of a group: its message stands inside of the group's box.
-        after = [line.strip(BOX) for line in after[: next((n for n, line in enumerate(after) if BOX_END.match(line)), 0)]]
+        after = [line.strip(BOX) for line in itertools.takewhile(lambda line: not BOX_END.match(line), after)]
     error["type"], error["message"], size = read_message(after, 0)
     return error, end + 1 + size
 

@@ -203,6 +203,11 @@ class Servers(ProbeCase):
         report = self.server("dripping.py", kind="flask", patience=3)
         self.assertEqual((False, None, None), (report["answered"], report["exit"], report["signal"]))
 
+    def test_nonsense(self):
+        report = self.server("nonsense.py", kind="flask")
+        self.assertEqual(("settled", True), (report["phase"], report["answered"]))
+        self.assertEqual([{"path": "/", "status": 302}], report["requests"])
+
     def test_never_listens(self):
         report = self.place("programs").run(kind="fastapi", argv=[sys.executable, "sleeps.py"], patience=3)
         self.assertEqual(("spawn", False), (report["phase"], report["answered"]))
@@ -367,10 +372,9 @@ class Texts(unittest.TestCase):
 
     def test_chain(self):
         part = ("Traceback (most recent call last):", '  File "a.py", line 1, in f', "    g()")
-        errors = self.errors(
-            *part + ("KeyError: 'a'", "", probe.LINKS[0], "") + part + ("ValueError: b", "", probe.LINKS[1], "")
-            + part + ("RuntimeError: c", "", "and so on") + part + ("TypeError: d",)
-        )
+        then = ("", "and so on")
+        lines = part + ("KeyError: 'a'", "", probe.LINKS[0], "") + part + ("ValueError: b", "", probe.LINKS[1], "")
+        errors = self.errors(*lines + part + ("RuntimeError: c",) + then + part + ("TypeError: d",))
         self.assertEqual([("RuntimeError", "c"), ("TypeError", "d")], self.kinds(errors))
         self.assertEqual([("KeyError", "'a'"), ("ValueError", "b")], self.kinds(errors[0]["chain"]))
         self.assertEqual([], errors[1]["chain"])
@@ -398,7 +402,8 @@ class Texts(unittest.TestCase):
             "    +------------------------------------",
             "bye",
         )
-        self.assertEqual([("ExceptionGroup", "two (2 sub-exceptions)"), ("ValueError", "first\nof two lines")], self.kinds(errors))
+        expected = [("ExceptionGroup", "two (2 sub-exceptions)"), ("ValueError", "first\nof two lines")]
+        self.assertEqual(expected, self.kinds(errors))
         self.assertEqual([("KeyError", "1")], self.kinds(errors[1]["chain"]))
 
     def test_loguru(self):
@@ -467,7 +472,12 @@ class Texts(unittest.TestCase):
         self.assertEqual([("ExceptionGroup", "one (1 sub-exception)"), ("RuntimeError", "outer")], self.kinds(errors))
         part = errors[1]["chain"][0]
         self.assertEqual(("ValueError", "a\nb"), (part["type"], part["message"]))
-        expected = {"file": "/srv/a/very/long/path/to/the/ledger/pages.py", "line": 4, "function": "f", "code": "return 1 / x"}
+        expected = {
+            "file": "/srv/a/very/long/path/to/the/ledger/pages.py",
+            "line": 4,
+            "function": "f",
+            "code": "return 1 / x",
+        }
         self.assertEqual([expected], part["frames"])
 
     def test_rich_without_sides(self):
@@ -487,7 +497,7 @@ class Texts(unittest.TestCase):
         frame = ('  File "a.py", line 2, in f', "    f()")
         errors = self.errors(
             "Traceback (most recent call last):",
-            *frame * 40 + ("  [Previous line repeated 900 more times]", "RecursionError: " + "x" * 5000)
+            *frame * 40 + ("  [Previous line repeated 900 more times]", "RecursionError: " + "x" * 5000),
         )
         self.assertEqual(probe.FRAMES, len(errors[0]["frames"]))
         self.assertEqual(probe.ERROR_MESSAGE_CHARS, len(errors[0]["message"]))
@@ -508,12 +518,27 @@ class Texts(unittest.TestCase):
     def test_hostile_texts_are_read_in_time(self):
         size = probe.HEAD_BYTES + probe.TAIL_BYTES
         pieces = (
-            "\x1b[", "\x1b]", "Traceback (most recent call last):\n", "Traceback (most recent call last):",
-            '  File "a", line 1, in f\n', "+-", "| ", "a:1: [Errno", "https://connect", "a.b:", "host='a', port=1",
-            "Traceback (most recent call last):\nA: b\n\n", "Fatal Python error: x\n", "connect a-a.",
-            "Traceback (most recent call last):\n  File \"a\", line 1, in f\nA: b\n\n\nc\n\n",
+            "\x1b[",
+            "\x1b]",
+            "Traceback (most recent call last):\n",
+            "Traceback (most recent call last):",
+            '  File "a", line 1, in f\n',
+            "+-",
+            "| ",
+            "a:1: [Errno",
+            "https://connect",
+            "a.b:",
+            "host='a', port=1",
+            "Traceback (most recent call last):\nA: b\n\n",
+            "Fatal Python error: x\n",
+            "connect a-a.",
+            'Traceback (most recent call last):\n  File "a", line 1, in f\nA: b\n\n\nc\n\n',
             "Traceback (most recent call last):\nA: b\n\n" + probe.LINKS[0] + "\n\n",
-            "Traceback (most recent call last) \u2500\u2500\n", "\r", " ", "\n", "0",
+            "Traceback (most recent call last) \u2500\u2500\n",
+            "\r",
+            " ",
+            "\n",
+            "0",
         )
         for piece in pieces:
             with self.subTest(piece):
@@ -524,20 +549,28 @@ class Texts(unittest.TestCase):
                 self.assertLess(time.monotonic() - began, 2)
 
     def test_refused_hosts(self):
-        text = "\n".join((
-            "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='api.example.com', port=443): Max retries",
-            "aiohttp: Cannot connect to host vectors.example.com:6333 ssl:default",
-            'could not translate host name "db" to address',
-            "Error 111 connecting to localhost:6379. Connection refused.",
-            "mongo.example.com:27017: [Errno -3] Temporary failure in name resolution",
-            "We couldn't connect to 'https://models.example.com' to load the files",
-            'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
-            "Connect to http://localhost:8000 or read https://docs.example.com",
-            "nothing here: https://unrelated.example.com",
-        ))
+        text = "\n".join(
+            (
+                "ConnectionError: HTTPSConnectionPool(host='api.example.com', port=443): Max retries",
+                "aiohttp: Cannot connect to host vectors.example.com:6333 ssl:default",
+                'could not translate host name "db" to address',
+                "Error 111 connecting to localhost:6379. Connection refused.",
+                "mongo.example.com:27017: [Errno -3] Temporary failure in name resolution",
+                "We couldn't connect to 'https://models.example.com' to load the files",
+                'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
+                "Connect to http://localhost:8000 or read https://docs.example.com",
+                "nothing here: https://unrelated.example.com",
+            )
+        )
         expected = [
-            "127.0.0.1:5432", "api.example.com:443", "db", "docs.example.com", "localhost:6379",
-            "models.example.com", "mongo.example.com:27017", "vectors.example.com:6333",
+            "127.0.0.1:5432",
+            "api.example.com:443",
+            "db",
+            "docs.example.com",
+            "localhost:6379",
+            "models.example.com",
+            "mongo.example.com:27017",
+            "vectors.example.com:6333",
         ]
         self.assertEqual(expected, probe.refused_hosts(text))
 

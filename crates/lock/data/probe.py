@@ -453,9 +453,12 @@ STREAMLIT_STREAMS = ("/_stcore/stream", "/stream")
 
 
 def visit_streamlit(run, door):
+    base = ""
     if run.report["requests"][-1]["status"] != 200:
-        door.get(STREAMLIT_HEALTH_BEFORE)
-    stream = open_stream(run, door)
+        healthy = door.get(STREAMLIT_HEALTH_BEFORE)
+        if healthy is None or healthy.status != 200:
+            base = announced_base(run, door)
+    stream = open_stream(run, door, base)
     if stream is None:
         return
     run.reach("session")
@@ -468,10 +471,16 @@ def visit_streamlit(run, door):
         stream.close()
 
 
-def open_stream(run, door):
+def announced_base(run, door):
+    """The folder under which Streamlit says that its pages are, if it was set up with one."""
+    found = re.search(r"://[^/\s]+:{}(/[\w./~-]+)".format(door.port), run.child.stdout.text())
+    return found.group(1).rstrip("/") if found else ""
+
+
+def open_stream(run, door, base):
     for path in STREAMLIT_STREAMS:
         try:
-            return WebSocket(door, path, run.clock)
+            return WebSocket(door, base + path, run.clock)
         except (OSError, Closed):
             continue
     return None

@@ -616,6 +616,7 @@ CASES = {
     "streamlit": (
         (["streamlit", "run", "app.py"], 8501, {("log",) + LACKS_KEY, ("session",) + LACKS_KEY}),
         (["streamlit", "run", "fine.py"], 8501, set()),
+        (["streamlit", "run", "fine.py", "--server.baseUrlPath", "ledger"], 8501, set()),
         (["streamlit", "run", "unparsable.py"], 8501, {("session", "SyntaxError", None)}),
     ),
     "fastapi": (

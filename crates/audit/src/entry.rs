@@ -312,6 +312,7 @@ pub struct SqlAsked {
 
 /// What is asked of a git host over SSH.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GitAsked {
     /// The user that the gate is there.
     pub user: String,

@@ -60,7 +60,10 @@ enum Kind {
 }
 
 /// Builds the layer of a source folder, or finds it where nothing changed.
-pub(crate) fn build(store: &Store, folder: &Path, progress: &dyn Progress) -> Result<Layer, ImageError> {
+///
+/// # Errors
+/// [`ImageError`] of the folder or the store.
+pub fn build(store: &Store, folder: &Path, progress: &dyn Progress) -> Result<Layer, ImageError> {
     let (entries, outline, settled) = look(folder)?;
     let quick = Digest::of(format!("ringfence app outline 1 {outline}").as_bytes());
     if let Some(layer) = store.recall::<Layer>(&quick)

@@ -92,12 +92,8 @@ pub fn build_dependencies(
     if let Some(layer) = store.recall::<Layer>(&key).filter(|l| layer::is_whole(store, l)) {
         return Ok(layer);
     }
-    let stage = store.stage("dependencies")?;
-    let tree = stage.path().join("tree");
-    lay_venv(&tree, python)?;
-    let venv = tree.join(VENV.trim_start_matches('/'));
-    install(&venv).map_err(|report| ImageError::job("install dependencies", report))?;
-    clear_caches(&venv)?;
+    let stage = stage_dependencies(store, python, install)?;
+    let tree = stage.path().join(TREE);
     let tell = |doing: &str| {
         progress.tell(Step { name: "dependencies".into(), doing: doing.into(), done: 0, total: None });
     };
@@ -110,6 +106,27 @@ pub fn build_dependencies(
     let layer = layer::commit(store, "dependencies", &tree, progress)?;
     store.remember(&key, &layer)?;
     Ok(layer)
+}
+
+/// The folder of a stage that is the root of what is staged.
+pub const TREE: &str = "tree";
+
+/// Installs dependencies into a folder of the store that is gone with what is given back, without making a layer of it: for trying.
+///
+/// # Errors
+/// What `install` reports, wrapped; [`ImageError`] of the store.
+pub fn stage_dependencies(
+    store: &Store,
+    python: &str,
+    install: &mut dyn FnMut(&Path) -> Result<(), Report>,
+) -> Result<tempfile::TempDir, ImageError> {
+    let stage = store.stage("dependencies")?;
+    let tree = stage.path().join(TREE);
+    lay_venv(&tree, python)?;
+    let venv = tree.join(VENV.trim_start_matches('/'));
+    install(&venv).map_err(|report| ImageError::job("install dependencies", report))?;
+    clear_caches(&venv)?;
+    Ok(stage)
 }
 
 /// A virtual environment as `python3 -m venv --without-pip` would lay it.
@@ -240,7 +257,8 @@ fn config(store: &Store, input: &BuildInput<'_>, layers: &[Layer]) -> Result<Ima
 }
 
 /// The environment that an agent finds: ours, what its kind wants, and last what the manifest says.
-fn environment(manifest: &Manifest) -> BTreeMap<String, String> {
+#[must_use]
+pub fn environment(manifest: &Manifest) -> BTreeMap<String, String> {
     let path = format!("{VENV}/bin:/usr/bin:/bin");
     let mut pairs: Vec<(&str, &str)> = vec![
         ("HOME", "/state"),

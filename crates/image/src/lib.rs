@@ -28,9 +28,10 @@ mod store;
 mod tree;
 mod verify;
 
+pub use app::build as build_app;
 pub use assemble::{
-    BuildInput, Built, LABEL_AGENT, LABEL_LOCK, LABEL_MANIFEST, LABEL_POLICY, LABEL_TRUST_STORES, Profile, VENV, build,
-    build_dependencies,
+    BuildInput, Built, LABEL_AGENT, LABEL_LOCK, LABEL_MANIFEST, LABEL_POLICY, LABEL_TRUST_STORES, Profile, TREE, VENV,
+    build, build_dependencies, environment, stage_dependencies,
 };
 pub use base::build_base;
 pub use debian::{BasePlan, LockedPackage, plan_base};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ringfence_image::error::Said;
-use ringfence_image::{ImageError, Layer, Store, VENV, build_dependencies};
+use ringfence_image::{ImageError, Layer, Store, VENV, build_dependencies, stage_dependencies};
 use ringfence_model::work::{Progress, Runner, Step};
 use ringfence_model::{AgentName, Digest, Report};
 
@@ -37,16 +37,42 @@ pub fn install(
     runner: &dyn Runner,
     progress: &dyn Progress,
 ) -> Result<Layer, LockError> {
+    let python = &input.lock.base().python;
+    filling(store, input, runner, progress, |fill| {
+        build_dependencies(store, &key(input.lock), input.base, python, runner, progress, fill)
+    })
+}
+
+/// Installs the dependencies of a lock for trying: the root that has them is `TREE` below what is given back.
+///
+/// # Errors
+/// As of [`install`].
+pub fn try_out(
+    store: &Store,
+    input: &InstallInput<'_>,
+    runner: &dyn Runner,
+    progress: &dyn Progress,
+) -> Result<tempfile::TempDir, LockError> {
+    let python = &input.lock.base().python;
+    filling(store, input, runner, progress, |fill| stage_dependencies(store, python, fill))
+}
+
+/// Lets `work` fill an environment, and gives back what failed in that as it was.
+fn filling<T>(
+    store: &Store,
+    input: &InstallInput<'_>,
+    runner: &dyn Runner,
+    progress: &dyn Progress,
+    work: impl FnOnce(&mut dyn FnMut(&Path) -> Result<(), Report>) -> Result<T, ImageError>,
+) -> Result<T, LockError> {
     let mut failure = None;
-    let mut fill = |venv: &Path| {
+    let done = work(&mut |venv: &Path| {
         fill(store, input, venv, runner, progress).map_err(|error| {
             let report = Report::new("lock.install", ringfence_model::Fault::Us, error.to_string());
             failure = Some(error);
             report
         })
-    };
-    let python = &input.lock.base().python;
-    let done = build_dependencies(store, &key(input.lock), input.base, python, runner, progress, &mut fill);
+    });
     match (done, failure) {
         (Err(ImageError::Job { .. }), Some(error)) => Err(error),
         (done, _) => Ok(done?),

@@ -56,18 +56,47 @@ pub fn lock(
         Some(old) if !input.upgrade && *old.image_inputs() == image_inputs => old.base().clone(),
         _ => plan_base(store, &input.manifest.image, progress)?,
     };
-    let base = build_base(store, &plan, runner, progress)?;
+    let lock = make(store, input, &declared, &plan, old.as_ref(), (inputs, image_inputs), runner, progress)?;
+    lock.write(input.folder)?;
+    Ok(lock)
+}
+
+/// Resolves anew in the world that a manifest bounds, and writes nothing.
+pub(crate) fn resolved(
+    store: &Store,
+    input: &LockInput<'_>,
+    runner: &dyn Runner,
+    progress: &dyn Progress,
+) -> Result<Lock, LockError> {
+    let declared = infer::requirements(input.folder, &input.manifest.dependencies)?;
+    refuse_unsupported(&declared)?;
+    let image_inputs = image_digest(&input.manifest.image);
+    let inputs = inputs_digest(&declared, &input.manifest.dependencies, &image_inputs);
+    let plan = plan_base(store, &input.manifest.image, progress)?;
+    make(store, input, &declared, &plan, None, (inputs, image_inputs), runner, progress)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the phases of one step, handed on once")]
+fn make(
+    store: &Store,
+    input: &LockInput<'_>,
+    declared: &Declared,
+    plan: &BasePlan,
+    old: Option<&Lock>,
+    (inputs, image_inputs): (Digest, Digest),
+    runner: &dyn Runner,
+    progress: &dyn Progress,
+) -> Result<Lock, LockError> {
+    let base = build_base(store, plan, runner, progress)?;
     let pylock = if declared.requirements.is_empty() {
         format!(
             "lock-version = \"1.0\"\ncreated-by = \"ringfence\"\nrequires-python = \">={}\"\npackages = []\n",
             plan.python
         )
     } else {
-        resolve(store, input, &declared, &plan, &base, old.as_ref(), runner, progress)?
+        resolve(store, input, declared, plan, &base, old, runner, progress)?
     };
-    let lock = Lock::make(&pylock, inputs, image_inputs, input.manifest.dependencies.as_of, &plan)?;
-    lock.write(input.folder)?;
-    Ok(lock)
+    Lock::make(&pylock, inputs, image_inputs, input.manifest.dependencies.as_of, plan)
 }
 
 /// Whether a folder's lock still fits what is declared.

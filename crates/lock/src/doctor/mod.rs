@@ -1,10 +1,25 @@
-//! Why an agent does not start, and what would cure it.
+//! Why an agent does not start, and a world of dependencies in which it does.
 //!
-//! - [`report`]: what the start probe (`data/probe.py`) says happened
-//! - [`cause`]: what that means
+//! An agent is tried: resolved, installed and started inside the fence, without a network. What goes wrong is understood, and
+//! answered by a change of what the resolver is told, until it starts or nothing more is known.
+//!
+//! - [`attempt`]: trying a world; `data/probe.py` starts the agent, [`report`] is what it says
+//! - [`cause`]: what an error means
+//! - [`cure`]: which change answers it, from [`table`] and the past of distributions
+//! - [`world`]: what the resolver is told, and why
+//! - [`search`](mod@search): one try after the other
 
+pub mod attempt;
 pub mod cause;
+pub mod cure;
 pub mod report;
+pub mod search;
+pub mod table;
+pub mod world;
 
+pub use attempt::{Bench, Tried};
 pub use cause::{Blocked, Cause, Owner, Verdict, judge};
+pub use cure::Question;
 pub use report::Probed;
+pub use search::{Attempt, Hints, Limits, Outcome, search};
+pub use world::{Change, Repair, Sure, World};

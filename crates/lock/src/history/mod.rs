@@ -12,7 +12,7 @@ pub mod past;
 pub mod release;
 pub mod wheel;
 
-pub use past::{Past, Wanted};
+pub use past::{Past, Span, Wanted};
 pub use release::{Release, releases};
 pub use wheel::{Contents, Has};
 

@@ -7,7 +7,7 @@ mod entry;
 mod grants;
 mod imports;
 mod render;
-mod source;
+pub(crate) mod source;
 mod version;
 
 #[cfg(test)]
@@ -136,6 +136,11 @@ pub fn requirements(folder: &Path, wanted: &Dependencies) -> Result<Declared, In
         declared.requirements.push(Requirement { text: text.clone(), seen });
     }
     Ok(declared)
+}
+
+/// The Python files of a folder.
+pub(crate) fn sources(folder: &Path) -> Result<source::Sources, InferError> {
+    source::read(folder)
 }
 
 fn name_of(folder: &Path) -> AgentName {

@@ -117,8 +117,9 @@ fn no_module(
     let wants = shown(by, known);
     if let Some(distribution) = owner_of(module, known) {
         let why = format!("{wants} imports `{module}`, which {distribution} no longer has");
-        if held(&distribution, module, &why, world, known, past)? {
-            return Ok(true);
+        if let Some(span) = span(&distribution, module, known, past)? {
+            // What is there and was held already is not added again.
+            return Ok(hold(&distribution, span, &why, world));
         }
     }
     if let Owner::Package(package) = by
@@ -163,12 +164,15 @@ fn held(
     known: &Known<'_>,
     past: &mut Past<'_>,
 ) -> Result<bool, HistoryError> {
-    let Some(span) = span(distribution, name, known, past)? else { return Ok(false) };
+    Ok(span(distribution, name, known, past)?.is_some_and(|span| hold(distribution, span, why, world)))
+}
+
+fn hold(distribution: &str, span: Span, why: &str, world: &mut World) -> bool {
     if span.gone.is_some() {
-        return Ok(before(distribution, span, why, world));
+        return before(distribution, span, why, world);
     }
     let constraint = format!("{distribution}>={}", least(&span.last.version));
-    Ok(world.bound(Repair::MovedName, &constraint, why.to_owned(), Sure::Likely))
+    world.bound(Repair::MovedName, &constraint, why.to_owned(), Sure::Likely)
 }
 
 /// Holds a distribution before the release that has something no more, if there is such a one.

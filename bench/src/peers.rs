@@ -295,7 +295,7 @@ fn start_gate(
             return Err("the gate ended before it was up".into());
         }
         match serde_json::from_str(&line)? {
-            Ready::CaPem(pem) => std::fs::write(dir.join(format!("{name}.pem")), pem)?,
+            Ready::Trust { ca_pem: pem, .. } => std::fs::write(dir.join(format!("{name}.pem")), pem)?,
             Ready::Up => break,
             Ready::Error(report) => return Err(report.to_string().into()),
         }

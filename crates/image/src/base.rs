@@ -11,8 +11,9 @@ use ringfence_model::work::{Progress, Runner, Step};
 
 use crate::bytecode;
 use crate::debian::archive::{Drops, MERGED, extract};
-use crate::debian::{BasePlan, LockedPackage, download};
+use crate::debian::{BasePlan, download, is_python};
 use crate::error::{ImageError, OnPath};
+use crate::interpreter;
 use crate::layer::{self, AGENT_ID, Layer};
 use crate::store::{Store, hash_file};
 use crate::tree::{put, put_link};
@@ -48,12 +49,17 @@ pub fn build_base(
     let total = plan.packages.len() as u64;
     for (n, package) in plan.packages.iter().enumerate() {
         tell(progress, &format!("unpacking {}", package.name), n as u64, total)?;
-        let root = if is_python(package) { &python } else { &base };
+        let root = if is_python(&package.name) { &python } else { &base };
         extract(&store.deb_path(&package.sha256), &package.name, root, &drops)?;
     }
     finish_base(&base)?;
     tell(progress, "packing the base", total, total)?;
     let base = layer::commit(store, "base", &base, progress)?;
+    if let Some(chosen) = &plan.interpreter {
+        tell(progress, &format!("copying CPython {}", chosen.version), total, total)?;
+        interpreter::place(store, chosen, &plan.python, &python, progress)?;
+        interpreter::probe(store, plan, chosen, store.layer_dir(&base.diff_id), &python, runner)?;
+    }
     finish_python(&python, &plan.python)?;
     tell(progress, "byte-compiling Python", total, total)?;
     let roots = [format!("/usr/lib/python{}", plan.python), "/usr/lib/python3".into()];
@@ -91,10 +97,6 @@ fn fetch(store: &Store, plan: &BasePlan, progress: &dyn Progress) -> Result<(), 
         }
     }
     download(store, plan, progress)
-}
-
-fn is_python(package: &LockedPackage) -> bool {
-    ["python3", "libpython3"].iter().any(|prefix| package.name.starts_with(prefix))
 }
 
 fn finish_base(root: &Path) -> Result<(), ImageError> {

@@ -56,6 +56,25 @@ pub enum ImageError {
         /// Why.
         why: String,
     },
+    /// An interpreter of the host that an image cannot have.
+    #[error("the CPython at `{}` cannot go into an image: {why}", path.display())]
+    Interpreter {
+        /// Its prefix, or a file of it.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The interpreter of a plan is not on this host.
+    #[error("CPython {version}, as it was locked, is not on this host")]
+    InterpreterMissing {
+        /// Its version.
+        version: String,
+        /// What is there instead.
+        #[source]
+        why: Said,
+        /// Where it is looked for.
+        places: String,
+    },
     /// A package that the suite does not have.
     #[error("suite `{suite}` has no package `{name}`")]
     NoPackage {
@@ -64,11 +83,13 @@ pub enum ImageError {
         /// The package.
         name: String,
     },
-    /// No suite has the Python version wanted.
-    #[error("no Debian suite known here has Python {python}")]
+    /// Nothing has the Python version wanted.
+    #[error("neither a Debian suite known here nor this host has Python {python}")]
     NoPython {
         /// The version wanted.
         python: String,
+        /// Where interpreters of the host are looked for.
+        places: String,
         /// The versions that could be had.
         known: String,
     },
@@ -77,6 +98,16 @@ pub enum ImageError {
     PackageRefused {
         /// The package.
         name: String,
+    },
+    /// A package that brings Debian's Python beside another.
+    #[error("package `{package}` is of Debian's Python {debians}, and the image has Python {python}")]
+    TwoPythons {
+        /// The package.
+        package: String,
+        /// The image's.
+        python: String,
+        /// The suite's.
+        debians: String,
     },
     /// A dependency that no package meets.
     #[error("package `{package}` needs `{needs}`, which nothing in suite `{suite}` meets")]
@@ -228,6 +259,8 @@ impl Explain for ImageError {
             Self::Cancelled(_) => "cancelled",
             Self::EntryMissing { .. } => "image.entry_missing",
             Self::Hostile { .. } => "image.hostile_package",
+            Self::Interpreter { .. } => "image.interpreter",
+            Self::InterpreterMissing { .. } => "image.interpreter_missing",
             Self::Job { .. } => "image.job",
             Self::MirrorGone { .. } => "mirror.gone",
             Self::MirrorHash { .. } => "mirror.hash",
@@ -244,6 +277,7 @@ impl Explain for ImageError {
             Self::StoreIo { .. } => "store.io",
             Self::StoreMissing { .. } => "store.missing",
             Self::StoreSyntax { .. } => "store.syntax",
+            Self::TwoPythons { .. } => "image.two_pythons",
             Self::Unmet { .. } => "image.unmet",
         }
     }
@@ -256,8 +290,11 @@ impl Explain for ImageError {
             | Self::NoPackage { .. }
             | Self::NoPython { .. }
             | Self::PackageRefused { .. }
-            | Self::StoreMissing { .. } => Fault::Caller,
-            Self::MirrorUnconfigured { .. }
+            | Self::StoreMissing { .. }
+            | Self::TwoPythons { .. } => Fault::Caller,
+            Self::Interpreter { .. }
+            | Self::InterpreterMissing { .. }
+            | Self::MirrorUnconfigured { .. }
             | Self::StoreCorrupt { .. }
             | Self::StoreFull { .. }
             | Self::StoreIo { .. } => Fault::Host,
@@ -277,6 +314,13 @@ impl Explain for ImageError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::EntryMissing { hint, .. } => hint.clone(),
+            Self::Interpreter { .. } => {
+                "choose another `[image] suite` or `[image] python`, or install another build of this version".into()
+            }
+            Self::InterpreterMissing { version, places, .. } => format!(
+                "install the same build of CPython {version} where it is looked for ({places}), or remove `pylock.toml` to lock \
+                 with what is there"
+            ),
             Self::Job { report, .. } => return report.0.hint.clone(),
             Self::MirrorGone { .. } => "lock the base again: the mirror keeps only the newest versions".into(),
             Self::MirrorSignature { .. } => {
@@ -290,7 +334,11 @@ impl Explain for ImageError {
                 "check the network, the proxy variables, and the host's apt sources or `[image] mirror`".into()
             }
             Self::NoPackage { .. } => "check `[image] packages` and `[image] suite` in the manifest".into(),
-            Self::NoPython { known, .. } => format!("set `[image] python` to one of {known}"),
+            Self::NoPython { known, python, places } => format!(
+                "set `[image] python` to one of {known}, or install it where it is looked for, as `uv python install {python}` \
+                 does: {places}"
+            ),
+            Self::TwoPythons { .. } => "take it, or what needs it, out of `[image] packages`".into(),
             Self::StoreCorrupt { .. } => "it was removed; build again to make it anew".into(),
             Self::StoreFull { .. } => "free some space on that disk, and try again".into(),
             Self::StoreMissing { what: "image" | "blob", .. } => "build it again".into(),

@@ -8,6 +8,7 @@
 //!
 //! - [`Store`]: where everything is kept; tags; collection
 //! - [`plan_base`], [`build_base`]: which Debian packages, and the two lowest layers
+//! - [`Interpreter`]: the python layer from a CPython of the host, where no suite has the version wanted
 //! - [`build_dependencies`], [`build`]: the rest, and the image
 //! - [`Store::verify`] → [`VerifiedImage`]: what may be started
 //! - [`fetch`]: bounded HTTP, for this crate and `lock`
@@ -21,6 +22,7 @@ mod bytecode;
 pub mod debian;
 pub mod error;
 pub mod fetch;
+pub mod interpreter;
 mod layer;
 pub mod oci;
 mod seal;
@@ -36,6 +38,7 @@ pub use assemble::{
 pub use base::build_base;
 pub use debian::{BasePlan, LockedPackage, plan_base};
 pub use error::ImageError;
+pub use interpreter::{Interpreter, host_pythons};
 pub use layer::{AGENT_ID, EPOCH, Layer, open_to_jobs};
 pub use store::{Collected, Store, Tag, Using};
 pub use verify::VerifiedImage;

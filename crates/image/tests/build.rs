@@ -8,13 +8,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use fence::{CalledOff, Fence, folder};
+use fence::{CalledOff, Fence, folder, lay_host_python};
 use ringfence_image::{BasePlan, BuildInput, Built, ImageError, Layer, Profile, Store, build, build_base};
 use ringfence_image::{build_dependencies, plan_base};
-use ringfence_model::work::Silent;
-use ringfence_model::{Digest, Explain, Manifest};
+use ringfence_model::work::{Job, Runner, Silent};
+use ringfence_model::{Bytes, Digest, Explain, Manifest};
 
 const MANIFEST: &str = "[agent]\nname = \"probe\"\nentry = [\"python3\", \"app.py\"]\n[ingress]\nport = 8000\n";
 const APP: &str = "import json, os, sqlite3, ssl, zoneinfo, ctypes, lzma, bz2, decimal\n\
@@ -268,11 +268,144 @@ fn other_suites_come_with_their_python() {
         assert!(store.layer_dir(&layers[1].diff_id).join("usr/bin/python3").exists());
     }
     let mut image = manifest().image;
-    image.python = Some("3.12".into());
-    assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.no_python");
     image.python = None;
     image.packages = vec!["bash".into()];
     assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.package_refused");
     image.packages = vec!["no-such-package".into()];
     assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.no_package");
+}
+
+const MODULES: &str = "import ssl, sqlite3, ctypes, lzma, bz2, zlib, hashlib, uuid, sys, os; \
+                       assert os.path.exists(ssl.__cached__), ssl.__cached__; \
+                       ssl.create_default_context(); print('%d.%d' % sys.version_info[:2], sys.prefix)";
+
+fn runs_in_the_fence(store: &Store, layers: &[Layer], python: &str) {
+    let layers = layers.iter().map(|l| store.layer_dir(&l.diff_id)).collect();
+    let job = Job {
+        purpose: "test".into(),
+        layers,
+        mounts: Vec::new(),
+        argv: ["/usr/bin/python3", "-c", MODULES].map(str::to_owned).to_vec(),
+        env: Default::default(),
+        cwd: "/".into(),
+        hosts: Vec::new(),
+        memory: Bytes::gib(1),
+        timeout: Duration::from_secs(60),
+    };
+    let output = Fence::default().run(&job).unwrap();
+    assert_eq!((output.code, output.stdout), (0, format!("{python} /usr\n")), "{}", output.stderr);
+}
+
+/// What must hold of any interpreter of the host on top of any suite.
+fn is_a_base(suite: &str, python: &str, lay: &dyn Fn(&Store)) -> (tempfile::TempDir, Store, BasePlan) {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(one.path()).unwrap();
+    lay(&store);
+    let mut image = manifest().image;
+    (image.suite, image.python) = (Some(suite.into()), Some(python.into()));
+    let plan = timed("plan", || plan_base(&store, &image, &Silent)).unwrap();
+    let chosen = plan.interpreter.clone().expect("no Debian Python");
+    assert_eq!((plan.suite.as_str(), plan.python.as_str()), (suite, python));
+    assert!(chosen.version.starts_with(&format!("{python}.")), "{chosen:?}");
+    println!("{python} on {suite}: {chosen:?}");
+    assert!(!plan.packages.iter().any(|p| p.name.contains("python3")), "Debian's Python stays out");
+    assert!(plan.packages.iter().any(|p| p.name.starts_with("libssl")), "its libraries come");
+    let fence = Fence::default();
+    let layers = timed("base", || build_base(&store, &plan, &fence, &Silent)).unwrap();
+    runs_in_the_fence(&store, &layers, python);
+    let below = store.layer_dir(&layers[1].diff_id).join(format!("usr/lib/python{python}"));
+    for gone in ["ensurepip", "idlelib", "site-packages", "test", "tkinter", "turtledemo"] {
+        assert!(!below.join(gone).exists(), "{gone}");
+    }
+
+    // Another store, where it was laid at another time: the same layers.
+    let other = Store::open(two.path()).unwrap();
+    lay(&other);
+    for entry in fs::read_dir(one.path().join("debs")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), two.path().join("debs").join(entry.file_name())).unwrap();
+    }
+    assert_eq!(build_base(&other, &plan, &fence, &Silent).unwrap(), layers);
+    (one, store, plan)
+}
+
+#[test]
+fn a_python_of_the_host_is_the_python_layer() {
+    // Debian's own 3.11 stands for one that somebody built: on a suite that has another it is one.
+    let (_home, store, plan) = is_a_base("trixie", "3.11", &|store| lay_host_python(store, "bookworm", "3.11"));
+    let home = tempfile::tempdir().unwrap();
+    let elsewhere = Store::open(home.path()).unwrap();
+    let missing = build_base(&elsewhere, &plan, &Fence::default(), &Silent).unwrap_err();
+    assert_eq!(missing.code(), "image.interpreter_missing", "{missing:?}");
+    let hint = missing.hint().unwrap();
+    assert!(hint.contains("pythons") && hint.contains("pylock.toml"), "{hint}");
+
+    // One byte of it is another: noticed, and not taken.
+    lay_host_python(&elsewhere, "bookworm", "3.11");
+    let changed = elsewhere.root().join("pythons/3.11-of-bookworm/lib/python3.11/json/__init__.py");
+    fs::write(&changed, fs::read_to_string(&changed).unwrap() + "#").unwrap();
+    let error = build_base(&elsewhere, &plan, &Fence::default(), &Silent).unwrap_err();
+    assert_eq!(error.code(), "image.interpreter_missing");
+    assert!(ringfence_model::Report::from(error).to_string().contains("other files"));
+
+    // Debian's Python cannot come in beside it.
+    let mut image = manifest().image;
+    (image.suite, image.python) = (Some("trixie".into()), Some("3.11".into()));
+    image.packages = vec!["python3-six".into()];
+    assert_eq!(plan_base(&store, &image, &Silent).unwrap_err().code(), "image.two_pythons");
+
+    // One that does not start is found out inside the fence.
+    let broken = store.root().join("pythons/3.11-of-bookworm/lib/python3.11/ssl.py");
+    fs::write(&broken, "raise SystemExit('broken')").unwrap();
+    image.packages.clear();
+    let plan = plan_base(&store, &image, &Silent).unwrap();
+    let error = build_base(&store, &plan, &Fence::default(), &Silent).unwrap_err();
+    assert_eq!(error.code(), "image.interpreter", "{error:?}");
+    assert!(error.to_string().contains("broken"), "{error}");
+}
+
+#[test]
+fn a_python_of_the_host_for_a_newer_glibc_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    lay_host_python(&store, "bookworm", "3.11");
+    let mut image = manifest().image;
+    (image.suite, image.python) = (Some("bullseye".into()), Some("3.11".into()));
+    // The store's own folder comes first, whatever else the host has, and the first refusal is told.
+    let error = plan_base(&store, &image, &Silent).unwrap_err();
+    assert_eq!(error.code(), "image.interpreter", "{error:?}");
+    assert!(error.to_string().contains("built for glibc") && error.to_string().contains("has 2.31"), "{error}");
+}
+
+#[test]
+fn pythons_that_pyenv_has_are_bases_too() {
+    // Debian's stands in where there is no pyenv, so that the same things are always shown.
+    let versions = Path::new("/root/.pyenv/versions");
+    let mut cases = 0;
+    for (name, python) in [("3.12.1", "3.12"), ("3.10.13", "3.10")] {
+        let prefix = versions.join(name);
+        if prefix.is_dir() {
+            cases += 1;
+            is_a_base("bookworm", python, &|store| {
+                fs::create_dir_all(store.root().join("pythons")).unwrap();
+                std::os::unix::fs::symlink(&prefix, store.root().join("pythons").join(name)).unwrap();
+            });
+        }
+    }
+    if cases == 0 {
+        is_a_base("trixie", "3.11", &|store| lay_host_python(store, "bookworm", "3.11"));
+    }
+}
+
+#[test]
+fn a_python_that_nobody_has_is_named_before_any_download() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(home.path()).unwrap();
+    let mut image = manifest().image;
+    image.python = Some("3.99".into());
+    image.mirror = Some("http://127.0.0.1:9/debian".into());
+    let error = plan_base(&store, &image, &Silent).unwrap_err();
+    assert_eq!(error.code(), "image.no_python");
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("3.11 (bookworm)") && hint.contains("uv python install 3.99"), "{hint}");
 }

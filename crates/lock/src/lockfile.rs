@@ -144,6 +144,16 @@ impl Lock {
         if let Some(mirror) = &base.mirror {
             let _ = writeln!(text, "mirror = {}", quoted(mirror));
         }
+        if let Some(i) = &base.interpreter {
+            let without = i.without.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(
+                text,
+                "interpreter = {{ source = {}, version = {}, tree = \"{}\", without = [{without}] }}",
+                quoted(i.source.as_str()),
+                quoted(&i.version),
+                i.tree
+            );
+        }
         text.push_str("package = [\n");
         for p in &base.packages {
             let archive = serde_json::to_value(p.archive).ok().and_then(|v| v.as_str().map(str::to_owned));
@@ -225,8 +235,10 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ringfence_image::Interpreter;
     use ringfence_image::LockedPackage;
     use ringfence_image::debian::Archive;
+    use ringfence_image::interpreter::Source;
 
     use super::*;
 
@@ -236,6 +248,7 @@ mod tests {
             architecture: "amd64".into(),
             python: "3.11".into(),
             mirror: Some("http://m.example/debian".into()),
+            interpreter: None,
             packages: vec![LockedPackage {
                 name: "libc6".into(),
                 version: "2.36-9+deb12u1".into(),
@@ -262,6 +275,24 @@ mod tests {
         assert_eq!(read.base(), &plan());
         assert_eq!(read.packages().iter().map(|p| p.has_wheel).collect::<Vec<_>>(), [true, false]);
         assert_eq!(read.hosts().len(), 2);
+    }
+
+    #[test]
+    fn an_interpreter_of_the_host_is_in_the_lock() {
+        let interpreter = Some(Interpreter {
+            source: Source::Pyenv,
+            version: "3.12.1".into(),
+            tree: Digest::of(b"tree"),
+            without: vec!["nis.cpython-312-x86_64-linux-gnu.so".into()],
+        });
+        let base = BasePlan { python: "3.12".into(), interpreter, ..plan() };
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), None, &base).unwrap();
+        assert_eq!(lock.base(), &base);
+        assert_ne!(base.digest(), BasePlan { interpreter: None, ..base.clone() }.digest());
+        // Who installed it does not count: the same tree is the same image.
+        let mut moved = base.clone();
+        moved.interpreter.as_mut().unwrap().source = Source::Uv;
+        assert_eq!(moved.digest(), base.digest());
     }
 
     #[test]

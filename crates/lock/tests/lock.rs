@@ -11,13 +11,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence::{Fence, folder};
 use ringfence_image::{Store, build_base};
 use ringfence_lock::{InstallInput, Lock, LockInput, Uv, install, is_current, lock};
-use ringfence_model::work::Silent;
-use ringfence_model::{Explain, Manifest, Report};
+use ringfence_model::work::{Job, Runner, Silent};
+use ringfence_model::{Bytes, Explain, Manifest, Report};
 
 const MANIFEST: &str = "[agent]\nname = \"probe\"\nentry = [\"python3\", \"app.py\"]\n";
 
@@ -167,4 +167,62 @@ fn the_manifest_bounds_the_world_that_is_resolved_in() {
         made("constraints = [\"flask<2.3\"]\noverrides = [\"werkzeug==2.2.3\"]\nexclude = [\"colorama\"]");
     assert_eq!(flask.as_deref(), Some("2.1.3"), "what still fits stays");
     assert_eq!((werkzeug.as_deref(), colorama), (Some("2.2.3"), None));
+}
+
+#[test]
+fn a_python_of_the_host_is_locked_and_installed_for() {
+    // Debian's 3.11 on a suite that has another stands for a Python that somebody built: it is there on every host.
+    installs_for("trixie", "3.11", &|store| fence::lay_host_python(store, "bookworm", "3.11"));
+    let pyenv = Path::new("/root/.pyenv/versions/3.12.1");
+    if pyenv.is_dir() {
+        installs_for("bookworm", "3.12", &|store| {
+            fs::create_dir_all(store.root().join("pythons")).unwrap();
+            std::os::unix::fs::symlink(pyenv, store.root().join("pythons/3.12.1")).unwrap();
+        });
+    }
+}
+
+fn installs_for(suite: &str, python: &str, lay: &dyn Fn(&Store)) {
+    let bench = Bench::new();
+    lay(&bench.store);
+    let manifest = manifest(&format!("[image]\nsuite = \"{suite}\"\npython = \"{python}\"\n"));
+    let source = folder(&[("app.py", ""), ("requirements.txt", "six==1.16.0\nmarkupsafe==3.0.2\n")]);
+    let made = timed("base and lock", || bench.lock(source.path(), &manifest)).unwrap();
+    let interpreter = made.base().interpreter.clone().expect("the host's");
+    assert!(made.text().contains(&interpreter.tree.to_string()) && made.text().contains("source = \"store\""));
+    assert_eq!(Lock::read(source.path()).unwrap().unwrap(), made);
+
+    let dependencies = timed("install", || bench.install(&made)).unwrap();
+    let base = build_base(&bench.store, made.base(), &bench.fence, &Silent).unwrap();
+    let job = Job {
+        purpose: "test".into(),
+        layers: base.iter().chain([&dependencies]).map(|l| bench.store.layer_dir(&l.diff_id)).collect(),
+        mounts: Vec::new(),
+        argv: [
+            "/opt/venv/bin/python3",
+            "-c",
+            "import six, sys, markupsafe._speedups as m; print(m.__file__, sys.prefix)",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        env: Default::default(),
+        cwd: "/".into(),
+        hosts: Vec::new(),
+        memory: Bytes::gib(1),
+        timeout: Duration::from_secs(60),
+    };
+    let output = bench.fence.run(&job).unwrap();
+    let minor = python.replace('.', "");
+    assert!(output.stdout.contains(&format!("cpython-{minor}")) && output.stdout.contains(" /opt/venv"), "{output:?}");
+
+    // Another machine without it says what is missing, and where it was looked for.
+    let other = Bench::new();
+    let error = build_base(&other.store, made.base(), &other.fence, &Silent).map(|_| ());
+    if let Err(error) = error {
+        assert_eq!(error.code(), "image.interpreter_missing");
+        let report = Report::from(error).to_string();
+        assert!(report.contains(&interpreter.version) && report.contains("pythons"), "{report}");
+    } else {
+        assert!(Path::new("/root/.pyenv").is_dir(), "only a host that has the same tree builds it");
+    }
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod archive;
 mod closure;
-mod packages;
+pub(crate) mod packages;
 mod release;
 pub mod sources;
 pub mod version;
@@ -23,6 +23,7 @@ use self::packages::Packages;
 use self::sources::{DEFAULT_SUITE, Pocket, SUITES};
 use crate::error::{ImageError, OnPath, Said};
 use crate::fetch::{FetchError, Fetcher, redact};
+use crate::interpreter::{self, Interpreter};
 use crate::store::{Store, hash_file};
 
 const RELEASE_LIMIT: u64 = 4 << 20;
@@ -67,6 +68,9 @@ pub struct BasePlan {
     /// Mirror that the manifest names; no part of the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
+    /// The host's interpreter that is the python layer; `None`: Debian's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpreter: Option<Interpreter>,
     /// Packages by name.
     #[serde(rename = "package")]
     pub packages: Vec<LockedPackage>,
@@ -101,6 +105,9 @@ impl BasePlan {
         for text in [&self.suite, &self.architecture, &self.python] {
             hasher.update(format!("{text}\n").as_bytes());
         }
+        if let Some(i) = &self.interpreter {
+            hasher.update(format!("interpreter {} {} {}\n", i.version, i.tree, i.without.join(" ")).as_bytes());
+        }
         for p in &self.packages {
             hasher.update(format!("{} {} {} {}\n", p.name, p.version, p.architecture, p.sha256).as_bytes());
         }
@@ -108,31 +115,21 @@ impl BasePlan {
     }
 }
 
-/// The Python versions that can be had, with the suite that brings each, newest last.
+/// The Python versions that Debian has, with the suite that brings each, newest last.
 #[must_use]
 pub fn pythons() -> &'static [(&'static str, &'static str)] {
     &SUITES
 }
 
-/// The suite for what a manifest asks.
-///
-/// # Errors
-/// [`ImageError::NoPython`] if no suite has the Python version wanted.
-pub fn suite_for(image: &manifest::Image) -> Result<String, ImageError> {
-    match (&image.suite, &image.python) {
-        (Some(suite), _) => Ok(suite.clone()),
-        (None, None) => Ok(DEFAULT_SUITE.into()),
-        (None, Some(python)) => SUITES
-            .iter()
-            .find(|(_, p)| p == python)
-            .map(|(suite, _)| (*suite).to_owned())
-            .ok_or_else(|| no_python(python)),
-    }
+/// The suite for what a manifest asks: the one it names, else the one that has its Python, else the default.
+fn suite_for(image: &manifest::Image) -> String {
+    let of_python = || SUITES.iter().find(|(_, p)| image.python.as_deref() == Some(*p)).map(|(suite, _)| *suite);
+    image.suite.clone().unwrap_or_else(|| of_python().unwrap_or(DEFAULT_SUITE).to_owned())
 }
 
-fn no_python(python: &str) -> ImageError {
-    let known = SUITES.iter().map(|(suite, p)| format!("{p} ({suite})")).collect::<Vec<_>>().join(", ");
-    ImageError::NoPython { python: python.into(), known }
+fn no_python(store: &Store, python: &str) -> ImageError {
+    let (known, places) = (interpreter::known(store), interpreter::looked_in(store));
+    ImageError::NoPython { python: python.into(), places, known }
 }
 
 /// Debian's name of this machine's architecture, which is also OCI's.
@@ -150,7 +147,14 @@ pub fn architecture() -> &'static str {
 /// # Errors
 /// [`ImageError`] of the mirror, or of packages that are not there.
 pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress) -> Result<BasePlan, ImageError> {
-    let suite = suite_for(image)?;
+    let suite = suite_for(image);
+    // Known without a mirror: no suite has it, nor has this host.
+    if let Some(wanted) = &image.python
+        && SUITES.iter().all(|(_, p)| p != wanted)
+        && interpreter::candidates(store, wanted).is_empty()
+    {
+        return Err(no_python(store, wanted));
+    }
     let pockets = sources::pockets(&suite, image.mirror.as_deref(), release::apt())?;
     let fetcher = Fetcher::new();
     let mut packages = Packages::default();
@@ -158,19 +162,29 @@ pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress
         tell(progress, &format!("reading the package list of {}", pocket.suite), 0, None);
         read_pocket(store, &fetcher, pocket, &mut packages, progress)?;
     }
-    let python = default_python(&packages, &suite)?;
-    if let Some(wanted) = &image.python
-        && *wanted != python
-    {
-        return Err(no_python(wanted));
-    }
+    let debians = default_python(&packages, &suite)?;
+    let python = image.python.clone().unwrap_or_else(|| debians.clone());
     let mut seeds: Vec<String> = SEEDS.iter().map(|s| (*s).to_owned()).collect();
-    seeds.push(format!("python{python}"));
-    if packages.named("python3-distutils").is_some() {
-        seeds.push("python3-distutils".into());
+    let mut interpreter = None;
+    if python == debians {
+        seeds.push(format!("python{python}"));
+        if packages.named("python3-distutils").is_some() {
+            seeds.push("python3-distutils".into());
+        }
+    } else {
+        tell(progress, &format!("looking for Python {python} on this host"), 0, None);
+        let chosen = interpreter::choose(store, &python, &packages, &suite, progress)?;
+        let (chosen, libraries) = chosen.ok_or_else(|| no_python(store, &python))?;
+        seeds.extend(libraries);
+        interpreter = Some(chosen);
     }
     seeds.extend(image.packages.iter().cloned());
     let closed = close(&packages, &seeds, &Exclusions::shipped(), &suite)?;
+    if interpreter.is_some()
+        && let Some(package) = closed.iter().find(|p| is_python(&p.name))
+    {
+        return Err(ImageError::TwoPythons { package: package.name.clone(), python, debians });
+    }
     let packages = closed
         .into_iter()
         .map(|p| LockedPackage {
@@ -183,7 +197,19 @@ pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress
             sha256: p.sha256,
         })
         .collect();
-    Ok(BasePlan { suite, architecture: architecture().into(), python, mirror: image.mirror.clone(), packages })
+    Ok(BasePlan {
+        suite,
+        architecture: architecture().into(),
+        python,
+        mirror: image.mirror.clone(),
+        interpreter,
+        packages,
+    })
+}
+
+/// Whether a package is part of Debian's own Python.
+pub(crate) fn is_python(package: &str) -> bool {
+    ["python3", "libpython3"].iter().any(|prefix| package.starts_with(prefix))
 }
 
 /// `3.11` of `python3 3.11.2-1+b1`.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ringfence_model::work::{Job, JobOutput, Progress, Runner, Step};
+use ringfence_image::{Store, build_base, plan_base};
+use ringfence_model::work::{Job, JobOutput, Progress, Runner, Silent, Step};
 use ringfence_model::{Fault, Report};
 
 /// Runs jobs with `bwrap`, and counts them.
@@ -108,4 +109,29 @@ pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         std::fs::write(path, text).unwrap();
     }
     home
+}
+
+/// Lays a Debian Python as if somebody had installed it below a prefix of their own, found through the store.
+#[allow(dead_code)]
+pub fn lay_host_python(store: &Store, suite: &str, python: &str) {
+    let scratch = tempfile::tempdir().unwrap();
+    let from = Store::open(scratch.path()).unwrap();
+    let image = ringfence_model::manifest::Image {
+        suite: Some(suite.into()),
+        mirror: None,
+        python: None,
+        packages: Vec::new(),
+    };
+    let plan = plan_base(&from, &image, &Silent).unwrap();
+    assert_eq!(plan.python, python);
+    let base = build_base(&from, &plan, &Fence::default(), &Silent).unwrap();
+    let prefix = store.root().join(format!("pythons/{python}-of-{suite}"));
+    std::fs::create_dir_all(prefix.parent().unwrap()).unwrap();
+    let tree = from.layer_dir(&base[1].diff_id).join("usr");
+    assert!(Command::new("cp").arg("-a").args([&tree, &prefix]).status().expect("cp").success());
+    let version = &plan.packages.iter().find(|p| p.name == format!("python{python}")).unwrap().version;
+    let headers = prefix.join(format!("include/python{python}"));
+    std::fs::create_dir_all(&headers).unwrap();
+    let line = format!("#define PY_VERSION \"{}\"\n", version.split('-').next().unwrap());
+    std::fs::write(headers.join("patchlevel.h"), line).unwrap();
 }

@@ -1,6 +1,7 @@
 //! Which Python an agent wants, of those that can be had.
 
 use ringfence_image::debian::pythons;
+use ringfence_image::host_pythons;
 
 use super::source::{Source, Sources};
 use crate::declared::{Requirement, Seen};
@@ -20,9 +21,15 @@ const PREFERRED: &str = "3.11";
 
 /// Chooses; `None` when nothing asks for anything but the default.
 pub(crate) fn choose(bounds: &[Requirement], sources: &Sources) -> Option<Python> {
+    choose_of(bounds, sources, &host_pythons())
+}
+
+/// `of_host`: what this host has, oldest first; taken only where no suite has what fits.
+fn choose_of(bounds: &[Requirement], sources: &Sources, of_host: &[String]) -> Option<Python> {
     let least = syntax(sources);
     let mut order: Vec<&str> = vec![PREFERRED];
     order.extend(pythons().iter().rev().map(|(_, p)| *p).filter(|p| *p != PREFERRED));
+    order.extend(of_host.iter().rev().map(String::as_str));
     let fits_syntax = |version: &str| least.as_ref().is_none_or(|(minor, _)| minor_of(version) >= *minor);
     let fits = |version: &str| bounds.iter().all(|b| meets(&b.text, version)) && fits_syntax(version);
     let mut seen: Vec<Seen> = bounds.iter().map(|b| b.seen.clone()).collect();
@@ -39,7 +46,8 @@ pub(crate) fn choose(bounds: &[Requirement], sources: &Sources) -> Option<Python
     newer.sort_by_key(|p| minor_of(p));
     let version = newer.iter().find(|p| minor_of(p) >= wanted).or(newer.last())?;
     let texts: Vec<String> = bounds.iter().map(|b| format!("`{}` ({})", b.text, b.seen)).collect();
-    let note = format!("asked for {}, which no image has; this is the nearest", texts.join(" and "));
+    let note =
+        format!("asked for {}, which neither Debian nor this host has; this is the nearest", texts.join(" and "));
     Some(Python { version: (*version).to_owned(), seen, note: Some(note) })
 }
 
@@ -97,11 +105,16 @@ mod tests {
     use super::*;
 
     fn chosen(bounds: &[&str], text: &str) -> Option<(String, bool)> {
+        chosen_with(bounds, text, &[])
+    }
+
+    fn chosen_with(bounds: &[&str], text: &str, of_host: &[&str]) -> Option<(String, bool)> {
+        let of_host: Vec<String> = of_host.iter().map(|p| (*p).to_owned()).collect();
         let bounds: Vec<Requirement> =
             bounds.iter().map(|b| Requirement { text: (*b).into(), seen: Seen::new("x", 1) }).collect();
         let files = super::super::source::of(vec![("a.py".into(), text.into())]);
         let sources = Sources { files, local: BTreeSet::new() };
-        choose(&bounds, &sources).map(|p| (p.version, p.note.is_some()))
+        choose_of(&bounds, &sources, &of_host).map(|p| (p.version, p.note.is_some()))
     }
 
     #[test]
@@ -121,6 +134,23 @@ mod tests {
             (&[], "def f[T](x: T): pass", Some(("3.13", false))),
         ] {
             assert_eq!(chosen(bounds, text), want.map(|(v, n)| (v.to_owned(), n)), "{bounds:?} {text}");
+        }
+    }
+
+    #[test]
+    fn what_the_host_has_is_taken_where_no_suite_fits() {
+        let of_host = ["3.8", "3.10", "3.12", "3.13"];
+        for (bounds, want) in [
+            (&["==3.12.*"][..], ("3.12", false)),
+            (&[">=3.12"], ("3.13", false)),
+            (&["==3.10.*"], ("3.10", false)),
+            (&[">3.9", "<3.11"], ("3.10", false)),
+            (&["<3.9"], ("3.8", false)),
+            (&[">=3.10,<3.13"], ("3.11", false)),
+            (&["==3.14.*"], ("3.13", true)),
+        ] {
+            let (version, noted) = chosen_with(bounds, "", &of_host).unwrap();
+            assert_eq!((version.as_str(), noted), want, "{bounds:?}");
         }
     }
 }

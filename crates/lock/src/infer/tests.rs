@@ -214,7 +214,7 @@ fn the_manifest_reads_well() {
     let app = "import os\nimport streamlit as st\nfrom openai import OpenAI\nimport requests\n\nMODEL = \
                os.getenv(\"MODEL\", \"gpt\")\nkey = os.environ[\"CRM_TOKEN\"]\nrequests.get(\"https://crm.acme.io/v1\")\n";
     let inference =
-        found(&[("app.py", app), ("requirements.txt", "streamlit\nopenai\n"), (".python-version", "3.12\n")]);
+        found(&[("app.py", app), ("requirements.txt", "streamlit\nopenai\n"), (".python-version", "3.7\n")]);
     insta::assert_snapshot!(inference.to_toml());
 }
 

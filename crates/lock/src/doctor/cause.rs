@@ -149,6 +149,10 @@ pub fn judge(probed: &Probed, own: &BTreeSet<String>) -> Verdict {
     if let Some(what) = blocked.into_iter().next() {
         return Verdict::Blocked(what);
     }
+    // What the probe did not see through says nothing of the agent.
+    if let Some(why) = &probed.probe_error {
+        return silent(cut(&format!("the probe that starts it failed: {why}")));
+    }
     let served = probed.answered || probed.phase == Phase::Settled;
     match (served, probed.exit, probed.signal) {
         (_, _, Some(signal)) => silent(format!("signal {signal} ended it")),

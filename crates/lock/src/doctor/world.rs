@@ -15,8 +15,6 @@ pub enum Repair {
     UndeclaredImport,
     /// What a library imports lazily and does not require is added.
     OptionalDependency,
-    /// What starts the agent is added.
-    Launcher,
     /// A distribution is held before the release that took a module or a name out.
     MovedName,
     /// Compiled packages are held to versions that fit each other.
@@ -25,14 +23,10 @@ pub enum Repair {
     ChangedCall,
     /// Releases after a date do not count.
     Date,
-    /// Another Python.
-    OtherPython,
     /// Pins that fight are loosened.
     PinConflict,
     /// A distribution that is none, or hides a module of Python's, is left out.
     LeftOut,
-    /// A source that cannot be had is replaced by the released distribution.
-    DeadSource,
     /// A library of the system is added to the base.
     SystemLibrary,
 }

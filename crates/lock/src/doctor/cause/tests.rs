@@ -190,6 +190,10 @@ fn ends_without_a_word_are_told_apart() {
     for silent in [probed(Phase::Spawn, false, Some(3), "odd\n"), probed(Phase::Spawn, false, None, "")] {
         assert!(matches!(judge(silent), Verdict::Failed(causes) if matches!(causes[0], Cause::Silent { .. })));
     }
+    let unseen =
+        Probed { probe_error: Some("stuck".into()), answered: true, phase: Phase::Settled, ..Probed::default() };
+    let said = format!("{:?}", judge(unseen));
+    assert!(said.starts_with("Failed") && said.contains("the probe that starts it failed: stuck"), "{said}");
     let waiting = Probed { waits_for_input: true, phase: Phase::Settled, ..Probed::default() };
     assert_eq!(judge(waiting), Verdict::Blocked(Blocked::Input));
     let imports = vec![Imported {

@@ -8,7 +8,7 @@ use ringfence_audit::capture::Way;
 use ringfence_audit::{CapturedBody, Verification};
 use ringfence_model::manifest::ManifestFile;
 use ringfence_model::work::Step;
-use ringfence_model::{AgentName, CallId, SandboxId, SecretText};
+use ringfence_model::{AgentName, CallId, Diagnosis, SandboxId, SecretText};
 use serde::{Deserialize, Serialize};
 
 pub use crate::client::Client;
@@ -23,6 +23,8 @@ control_api! {
     stream up(UpRequest) -> UpEvent;
     /// Locks and builds the agent in a folder, without starting it.
     stream build(UpRequest) -> UpEvent;
+    /// Locks the agent in a folder with versions with which it starts, and says what was found.
+    stream lock(LockRequest) -> LockEvent;
     /// Starts an agent that was stopped, from the image that it had.
     stream start(StartRequest) -> UpEvent;
     /// Stops an agent; it keeps its image, its state and its place.
@@ -206,6 +208,55 @@ impl Subject for UpRequest {
     }
 }
 
+/// What `lock` needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LockRequest {
+    /// The agent's folder, absolute.
+    pub folder: PathBuf,
+    /// The manifest's text.
+    pub manifest: String,
+    /// Text of the `ca` files that grants name, by the name written.
+    pub ca_files: BTreeMap<String, String>,
+    /// How much of the lock that is there may change, where it would still do.
+    pub upgrade: UpgradeWanted,
+    /// Releases after it do not count. `None`: all do, or those that the manifest says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<Timestamp>,
+}
+
+impl Subject for LockRequest {
+    fn subject(&self) -> String {
+        let named = ManifestFile::parse(&self.manifest).ok().and_then(|file| file.agent.name);
+        named.unwrap_or_else(|| self.folder.display().to_string())
+    }
+}
+
+/// How much of a lock may change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum UpgradeWanted {
+    /// Nothing that would still do.
+    Nothing,
+    /// The versions of these distributions.
+    These(Vec<String>),
+    /// Everything.
+    All,
+}
+
+/// What happens during `lock`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum LockEvent {
+    /// A step went on.
+    Step(Step),
+    /// The lock is in the folder, and this was found.
+    Locked(Box<Diagnosis>),
+}
+
 /// What `start` needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -231,6 +282,8 @@ pub enum UpEvent {
         /// Its digest.
         image: String,
     },
+    /// The dependencies are locked, and this was found.
+    Locked(Box<Diagnosis>),
     /// A step went on.
     Step(Step),
     /// The agent is up.

@@ -101,7 +101,7 @@ pub fn name_of(requirement: &str) -> Option<String> {
     let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c))).unwrap_or(text.len());
     let name = text.get(..end).filter(|n| n.starts_with(|c: char| c.is_ascii_alphanumeric()))?;
     // `https://…` and `./folder` are no names.
-    (!text.get(end..).is_some_and(|rest| rest.starts_with([':', '/']))).then(|| normalise(name))
+    (!text.get(end..).is_some_and(|rest| rest.starts_with([':', '/', '+']))).then(|| normalise(name))
 }
 
 /// Finds the files that declare dependencies, best first, and reads the best.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ringfence_image::ImageError;
 use ringfence_image::error::{Nested, Said};
-use ringfence_model::{Explain, Fault, Report};
+use ringfence_model::{Diagnosis, Explain, Fault, Report};
 
 /// Why nothing could be inferred from a folder.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +169,15 @@ pub enum LockError {
         #[source]
         why: Said,
     },
+    /// No lock was found with which the agent starts.
+    #[error("the agent does not start with what it declares, and no versions were found with which it does")]
+    Unstartable {
+        /// Why it does not start as it is.
+        #[source]
+        why: Said,
+        /// What was found and tried.
+        found: Box<Diagnosis>,
+    },
     /// A requirement of a kind that cannot be locked.
     #[error("requirement `{requirement}` of `{file}` cannot be locked: {why}")]
     Unsupported {
@@ -217,6 +226,7 @@ impl Explain for LockError {
             Self::Job { .. } => "lock.job",
             Self::NoUv => "lock.no_uv",
             Self::Unresolvable { .. } => "lock.unresolvable",
+            Self::Unstartable { .. } => "lock.unstartable",
             Self::Unsupported { .. } => "lock.unsupported_requirement",
             Self::Unusable { .. } => "lock.unusable",
             Self::Uv { .. } => "lock.uv",
@@ -230,9 +240,11 @@ impl Explain for LockError {
             Self::Infer(error) => error.fault(),
             Self::Job { report, .. } => report.0.fault,
             Self::Io { .. } | Self::NoUv | Self::Uv { .. } => Fault::Host,
-            Self::Install { .. } | Self::Unresolvable { .. } | Self::Unsupported { .. } | Self::Unusable { .. } => {
-                Fault::Caller
-            }
+            Self::Install { .. }
+            | Self::Unresolvable { .. }
+            | Self::Unstartable { .. }
+            | Self::Unsupported { .. }
+            | Self::Unusable { .. } => Fault::Caller,
         }
     }
 
@@ -255,6 +267,18 @@ impl Explain for LockError {
             Self::Unresolvable { .. } => {
                 "change the requirements that contradict each other, or `[image] python`".into()
             }
+            Self::Unstartable { found, .. } => match found.questions.first() {
+                Some(question) => format!(
+                    "say what brings `{}` in `[dependencies] add`: {}",
+                    question.module,
+                    question.candidates.join(", or ")
+                ),
+                None => {
+                    "see what was tried with `ringfence doctor --explain`, and correct what it names; `[dependencies] \
+                         cure = false` starts it as it is"
+                        .into()
+                }
+            },
             Self::Unsupported { .. } => "name a released package, or the address of a wheel".into(),
             Self::Unusable { .. } => "lock again".into(),
             Self::Uv { .. } => "install a current one with `pip install --upgrade uv`".into(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ringfence_image::error::Said;
-use ringfence_image::{ImageError, Layer, Store, VENV, build_dependencies, stage_dependencies};
+use ringfence_image::{ImageError, Layer, Store, TREE, VENV, build_dependencies, stage_dependencies};
 use ringfence_model::work::{Progress, Runner, Step};
 use ringfence_model::{AgentName, Digest, Report};
 
@@ -55,6 +55,28 @@ pub fn try_out(
 ) -> Result<tempfile::TempDir, LockError> {
     let python = &input.lock.base().python;
     filling(store, input, runner, progress, |fill| stage_dependencies(store, python, fill))
+}
+
+/// Makes the dependencies layer of a lock from what was installed for trying it.
+///
+/// # Errors
+/// [`LockError`] of the store.
+pub(crate) fn keep(
+    store: &Store,
+    input: &InstallInput<'_>,
+    tried: &Path,
+    runner: &dyn Runner,
+    progress: &dyn Progress,
+) -> Result<Layer, LockError> {
+    let venv = VENV.trim_start_matches('/');
+    let tried = tried.join(TREE).join(venv);
+    let python = &input.lock.base().python;
+    let mut move_in = |target: &Path| {
+        fs::remove_dir_all(target).and_then(|()| fs::rename(&tried, target)).map_err(|error| {
+            Report::new("lock.install", ringfence_model::Fault::Host, "cannot take over what was tried").because(&error)
+        })
+    };
+    Ok(build_dependencies(store, &key(input.lock), input.base, python, runner, progress, &mut move_in)?)
 }
 
 /// Lets `work` fill an environment, and gives back what failed in that as it was.

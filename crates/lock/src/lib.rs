@@ -24,5 +24,5 @@ pub use error::{InferError, LockError};
 pub use infer::{Inference, Options, look, requirements};
 pub use install::{InstallInput, install};
 pub use lockfile::{FILE_NAME, Lock, PythonPackage};
-pub use resolve::{LockInput, is_current, lock};
+pub use resolve::{LockInput, Upgrade, is_current, lock};
 pub use uv::{ENV_UV, Uv};

@@ -8,8 +8,9 @@ use std::path::Path;
 use jiff::Timestamp;
 use ringfence_image::BasePlan;
 use ringfence_model::Digest;
+use ringfence_model::diagnosis::{Change, Health};
 use ringfence_model::work::JobHost;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml_edit::Value;
 
 use crate::error::{LockError, OnPath};
@@ -30,6 +31,24 @@ pub struct Lock {
     packages: Vec<PythonPackage>,
     hosts: BTreeSet<JobHost>,
     as_of: Option<Timestamp>,
+    recorded: Option<Recorded>,
+}
+
+/// What the doctor found when the lock was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recorded {
+    /// Whether it starts.
+    pub health: Health,
+    /// What it waits for, or what its code raises.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What was wrong with what the folder says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong: Vec<String>,
+    /// What was changed so that it starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 /// One locked Python package.
@@ -79,6 +98,7 @@ struct WrittenOurs {
     image: Digest,
     as_of: Option<Timestamp>,
     base: BasePlan,
+    doctor: Option<Recorded>,
 }
 
 fn unusable(why: impl Into<String>) -> LockError {
@@ -119,8 +139,8 @@ impl Lock {
             hosts.extend(files.filter_map(|f| host_of(f.url.as_deref()?)));
             packages.push(PythonPackage { name: package.name, version: package.version, has_wheel });
         }
-        let WrittenOurs { inputs, image: image_inputs, as_of, base, .. } = ours;
-        Ok(Some(Self { inputs, image_inputs, base, packages, hosts, as_of, text }))
+        let WrittenOurs { inputs, image: image_inputs, as_of, base, doctor: recorded, .. } = ours;
+        Ok(Some(Self { inputs, image_inputs, base, packages, hosts, as_of, recorded, text }))
     }
 
     /// Makes a lock of what `uv` wrote.
@@ -182,6 +202,21 @@ impl Lock {
         file.as_file().set_permissions(mode).on("set mode of", &path)?;
         file.persist(&path).map_err(|e| e.error).on("write", &path)?;
         Ok(())
+    }
+
+    /// The same lock, with what the doctor found.
+    pub(crate) fn recording(&self, recorded: &Recorded) -> Result<Self, LockError> {
+        let key =
+            |name: &str, inner: toml::Table| toml::Table::from_iter([(name.to_owned(), toml::Value::Table(inner))]);
+        let table = toml::Table::try_from(recorded).map_err(|e| unusable(e.to_string()))?;
+        let table = key("tool", key("ringfence", key("doctor", table)));
+        let text = format!("{}\n{}", self.text, toml::to_string(&table).map_err(|e| unusable(e.to_string()))?);
+        Self::parse(text)?.ok_or_else(|| unusable("the record was not taken"))
+    }
+
+    /// What the doctor found when it was made.
+    pub(crate) const fn recorded(&self) -> Option<&Recorded> {
+        self.recorded.as_ref()
     }
 
     /// The last moment whose releases counted.

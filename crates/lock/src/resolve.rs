@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use jiff::Timestamp;
 use ringfence_image::error::Said;
 use ringfence_image::{BasePlan, Layer, Store, build_base, plan_base};
 use ringfence_model::digest::Hasher;
@@ -26,8 +27,43 @@ pub struct LockInput<'a> {
     pub manifest: &'a Manifest,
     /// The resolver.
     pub uv: &'a Uv,
-    /// Whether to take newer versions where the old lock would still do.
-    pub upgrade: bool,
+    /// How much of the lock that is there may change.
+    pub upgrade: Upgrade<'a>,
+    /// Releases after it do not count; the manifest's own date stands before it.
+    pub as_of: Option<Timestamp>,
+}
+
+/// How much of a lock that is there may change, where it would still do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade<'a> {
+    /// Nothing.
+    Nothing,
+    /// The versions of these distributions.
+    These(&'a [String]),
+    /// Everything.
+    All,
+}
+
+impl Upgrade<'_> {
+    /// Whether the lock that is there is left as it is, where it still fits.
+    pub(crate) fn is_nothing(self) -> bool {
+        self == Self::Nothing
+    }
+}
+
+/// What a lock was made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs {
+    pub declared: Digest,
+    pub image: Digest,
+}
+
+impl Inputs {
+    /// Of what a manifest and its folder say.
+    pub(crate) fn of(declared: &Declared, manifest: &Manifest) -> Self {
+        let image = image_digest(&manifest.image);
+        Self { declared: inputs_digest(declared, &manifest.dependencies, &image), image }
+    }
 }
 
 /// Gives the folder's lock: the one that is there if it still fits what is declared, else a new one.
@@ -41,62 +77,111 @@ pub fn lock(
     progress: &dyn Progress,
 ) -> Result<Lock, LockError> {
     let declared = infer::requirements(input.folder, &input.manifest.dependencies)?;
-    refuse_unsupported(&declared)?;
-    let image_inputs = image_digest(&input.manifest.image);
-    let inputs = inputs_digest(&declared, &input.manifest.dependencies, &image_inputs);
+    let inputs = Inputs::of(&declared, input.manifest);
     // WHY an unusable lock is passed over: it is remade, and whoever wants to know reads it with `Lock::read`.
     let old = Lock::read(input.folder).unwrap_or(None);
     if let Some(old) = &old
-        && !input.upgrade
-        && *old.inputs() == inputs
+        && input.upgrade.is_nothing()
+        && *old.inputs() == inputs.declared
     {
         return Ok(old.clone());
     }
     let plan = match &old {
-        Some(old) if !input.upgrade && *old.image_inputs() == image_inputs => old.base().clone(),
+        Some(old) if input.upgrade.is_nothing() && *old.image_inputs() == inputs.image => old.base().clone(),
         _ => plan_base(store, &input.manifest.image, progress)?,
     };
-    let lock = make(store, input, &declared, &plan, old.as_ref(), (inputs, image_inputs), runner, progress)?;
+    let resolver = Resolver { store, uv: input.uv, manifest: input.manifest, runner, progress };
+    let mut wanted = input.manifest.dependencies.clone();
+    wanted.as_of = wanted.as_of.or(input.as_of);
+    let base = build_base(store, &plan, runner, progress)?;
+    let lock = resolver.make(&declared, &wanted, &plan, &base, (old.as_ref(), input.upgrade), inputs)?;
     lock.write(input.folder)?;
     Ok(lock)
 }
 
-/// Resolves anew in the world that a manifest bounds, and writes nothing.
-pub(crate) fn resolved(
-    store: &Store,
-    input: &LockInput<'_>,
-    runner: &dyn Runner,
-    progress: &dyn Progress,
-) -> Result<Lock, LockError> {
-    let declared = infer::requirements(input.folder, &input.manifest.dependencies)?;
-    refuse_unsupported(&declared)?;
-    let image_inputs = image_digest(&input.manifest.image);
-    let inputs = inputs_digest(&declared, &input.manifest.dependencies, &image_inputs);
-    let plan = plan_base(store, &input.manifest.image, progress)?;
-    make(store, input, &declared, &plan, None, (inputs, image_inputs), runner, progress)
+/// What resolving is done with.
+#[derive(Clone, Copy)]
+pub(crate) struct Resolver<'a> {
+    pub store: &'a Store,
+    pub uv: &'a Uv,
+    pub manifest: &'a Manifest,
+    pub runner: &'a dyn Runner,
+    pub progress: &'a dyn Progress,
 }
 
-#[expect(clippy::too_many_arguments, reason = "the phases of one step, handed on once")]
-fn make(
-    store: &Store,
-    input: &LockInput<'_>,
-    declared: &Declared,
-    plan: &BasePlan,
-    old: Option<&Lock>,
-    (inputs, image_inputs): (Digest, Digest),
-    runner: &dyn Runner,
-    progress: &dyn Progress,
-) -> Result<Lock, LockError> {
-    let base = build_base(store, plan, runner, progress)?;
-    let pylock = if declared.requirements.is_empty() {
-        format!(
-            "lock-version = \"1.0\"\ncreated-by = \"ringfence\"\nrequires-python = \">={}\"\npackages = []\n",
-            plan.python
-        )
-    } else {
-        resolve(store, input, declared, plan, &base, old, runner, progress)?
+impl Resolver<'_> {
+    /// Resolves what is declared, bounded as `wanted` says, on a base. The versions of an old lock are preferred but for
+    /// those that may change.
+    pub(crate) fn make(
+        &self,
+        declared: &Declared,
+        wanted: &Dependencies,
+        plan: &BasePlan,
+        base: &[Layer],
+        old: (Option<&Lock>, Upgrade<'_>),
+        inputs: Inputs,
+    ) -> Result<Lock, LockError> {
+        let declared = &released(declared, wanted);
+        refuse_unsupported(declared)?;
+        let pylock = if declared.requirements.is_empty() {
+            let python = &plan.python;
+            format!(
+                "lock-version = \"1.0\"\ncreated-by = \"ringfence\"\nrequires-python = \">={python}\"\npackages = []\n"
+            )
+        } else {
+            self.resolve(declared, wanted, plan, base, old)?
+        };
+        Lock::make(&pylock, inputs.declared, inputs.image, wanted.as_of, plan)
+    }
+
+    /// The indexes that count: those that files name before the host's own.
+    pub(crate) fn indexes(&self, declared: &Declared, plan: &BasePlan, base: &[Layer]) -> Result<Indexes, LockError> {
+        let mut indexes = index::of_this_host();
+        if indexes.default.is_none() {
+            let none = Default::default();
+            let run = Run {
+                store: self.store,
+                uv: self.uv,
+                agent: &self.manifest.name,
+                base,
+                runner: self.runner,
+                indexes: &indexes,
+                hosts: &none,
+                as_of: None,
+            };
+            let found = run.default_index(&plan.python)?;
+            indexes.default = Some(found);
+        }
+        adopt_options(declared, &mut indexes);
+        Ok(indexes)
+    }
+}
+
+/// What is declared, with names in the place of repositories and paths for which an override stands, and without what is left out.
+fn released(declared: &Declared, wanted: &Dependencies) -> Declared {
+    let named = |list: &[String], name: &str| list.iter().any(|text| name_of(text).as_deref() == Some(name));
+    let mut declared = declared.clone();
+    declared.requirements.retain_mut(|requirement| {
+        let Some(name) = meant(&requirement.text) else { return true };
+        if named(&wanted.exclude, &name) {
+            return false;
+        }
+        if named(&wanted.overrides, &name) && unreleased(&requirement.text).is_some() {
+            requirement.text = name;
+        }
+        true
+    });
+    declared
+}
+
+/// The distribution that a requirement means: by name, by `#egg=NAME`, or by what a repository is called.
+pub(crate) fn meant(requirement: &str) -> Option<String> {
+    let egg = || name_of(requirement.split_once("#egg=")?.1);
+    let repository = || {
+        let address = requirement.split_once("://")?.1.split(['#', '@', ' ', ';']).next()?;
+        name_of(address.trim_end_matches('/').trim_end_matches(".git").rsplit('/').next()?)
     };
-    Lock::make(&pylock, inputs, image_inputs, input.manifest.dependencies.as_of, plan)
+    name_of(requirement).or_else(egg).or_else(|| unreleased(requirement).and_then(|_| repository()))
 }
 
 /// Whether a folder's lock still fits what is declared.
@@ -105,8 +190,8 @@ fn make(
 /// [`LockError`] of the declarations or of a lock that does not parse.
 pub fn is_current(folder: &Path, manifest: &Manifest) -> Result<bool, LockError> {
     let declared = infer::requirements(folder, &manifest.dependencies)?;
-    let inputs = inputs_digest(&declared, &manifest.dependencies, &image_digest(&manifest.image));
-    Ok(Lock::read(folder)?.is_some_and(|lock| *lock.inputs() == inputs))
+    let inputs = Inputs::of(&declared, manifest);
+    Ok(Lock::read(folder)?.is_some_and(|lock| *lock.inputs() == inputs.declared))
 }
 
 fn image_digest(image: &Image) -> Digest {
@@ -128,6 +213,7 @@ fn inputs_digest(declared: &Declared, wanted: &Dependencies, image: &Digest) -> 
         lines.extend(list.iter().map(|text| format!("{mark} {text}\n")));
     }
     lines.extend(wanted.as_of.map(|moment| format!("t {moment}\n")));
+    lines.extend((!wanted.cure).then(|| "n\n".to_owned()));
     lines.sort();
     lines.extend(declared.index_options.iter().map(|o| format!("o {o}\n")));
     lines.iter().for_each(|line| hasher.update(line.as_bytes()));
@@ -144,16 +230,9 @@ fn refuse_unsupported(declared: &Declared) -> Result<(), LockError> {
         });
     }
     for requirement in &declared.requirements {
-        let text = &requirement.text;
-        let why = if ["git+", "hg+", "svn+", "bzr+"].iter().any(|vcs| text.contains(vcs)) {
-            "a repository has no digest that could be checked"
-        } else if text.contains("@ file:") || text.starts_with('/') {
-            "a path of this host is not in the image"
-        } else {
-            continue;
-        };
+        let Some(why) = unreleased(&requirement.text) else { continue };
         return Err(LockError::Unsupported {
-            requirement: text.chars().take(120).collect(),
+            requirement: requirement.text.chars().take(120).collect(),
             file: requirement.seen.to_string(),
             why,
         });
@@ -161,101 +240,100 @@ fn refuse_unsupported(declared: &Declared) -> Result<(), LockError> {
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "the phases of one step, handed on once")]
-fn resolve(
-    store: &Store,
-    input: &LockInput<'_>,
-    declared: &Declared,
-    plan: &BasePlan,
-    base: &[Layer],
-    old: Option<&Lock>,
-    runner: &dyn Runner,
-    progress: &dyn Progress,
-) -> Result<String, LockError> {
-    let tell = |doing: &str| progress.tell(Step { name: "lock".into(), doing: doing.into(), done: 0, total: None });
-    let none = Default::default();
-    let mut indexes = index::of_this_host();
-    if indexes.default.is_none() {
+/// Why a requirement cannot be pinned to something released, if it cannot.
+pub(crate) fn unreleased(requirement: &str) -> Option<&'static str> {
+    if ["git+", "hg+", "svn+", "bzr+"].iter().any(|vcs| requirement.contains(vcs)) {
+        Some("a repository has no digest that could be checked")
+    } else if requirement.contains("@ file:") || requirement.starts_with('/') {
+        Some("a path of this host is not in the image")
+    } else {
+        None
+    }
+}
+
+impl Resolver<'_> {
+    fn resolve(
+        &self,
+        declared: &Declared,
+        wanted: &Dependencies,
+        plan: &BasePlan,
+        base: &[Layer],
+        (old, upgrade): (Option<&Lock>, Upgrade<'_>),
+    ) -> Result<String, LockError> {
+        let (store, progress) = (self.store, self.progress);
+        let tell = |doing: &str| progress.tell(Step { name: "lock".into(), doing: doing.into(), done: 0, total: None });
+        let indexes = self.indexes(declared, plan, base)?;
+        tell("asking the package index");
+        let names: Vec<String> = declared.requirements.iter().filter_map(|r| name_of(&r.text)).collect();
+        let mut hosts = index::hosts(&indexes, &names, progress)?;
+        // Requirements may name the address of a wheel.
+        let addressed =
+            declared.requirements.iter().filter_map(|r| r.text.find("http").and_then(|at| r.text.get(at..)));
+        hosts.extend(addressed.filter_map(host_of));
+
+        tell("resolving");
+        let stage = store.stage("resolve")?;
+        let (source, out) = (stage.path().join("src"), stage.path().join("out"));
+        for folder in [&source, &out] {
+            fs::create_dir(folder).on("make folder", folder)?;
+        }
+        let lines =
+            |list: &[crate::declared::Requirement]| list.iter().map(|r| format!("{}\n", r.text)).collect::<String>();
+        let own = |list: &[String]| list.iter().map(|text| format!("{text}\n")).collect::<String>();
+        for (name, text) in [
+            ("requirements.in", lines(&declared.requirements)),
+            ("constraints.txt", lines(&declared.constraints) + &own(&wanted.constraints)),
+            ("overrides.txt", own(&wanted.overrides) + &left_out(&wanted.exclude)),
+        ] {
+            let path = source.join(name);
+            fs::write(&path, text).on("write", &path)?;
+        }
+        let target = out.join(FILE_NAME);
+        if let Some(old) = old.filter(|_| upgrade != Upgrade::All) {
+            // Its versions are preferred, so that one new requirement moves nothing else.
+            fs::write(&target, old.text()).on("write", &target)?;
+        }
+        let python = format!("/usr/bin/python{}", plan.python);
+        let arguments = [
+            "pip",
+            "compile",
+            "requirements.in",
+            "--constraint",
+            "constraints.txt",
+            "--overrides",
+            "overrides.txt",
+            "--format",
+            "pylock.toml",
+            "--generate-hashes",
+            "--no-header",
+            "--no-annotate",
+            "--quiet",
+            "--python",
+            &python,
+            "--output-file",
+            "/out/pylock.toml",
+        ];
+        let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
+        if let Upgrade::These(names) = upgrade {
+            arguments.extend(names.iter().flat_map(|name| ["--upgrade-package".to_owned(), name.clone()]));
+        }
         let run = Run {
             store,
-            uv: input.uv,
-            agent: &input.manifest.name,
+            uv: self.uv,
+            agent: &self.manifest.name,
             base,
-            runner,
+            runner: self.runner,
             indexes: &indexes,
-            hosts: &none,
-            as_of: None,
+            hosts: &hosts,
+            as_of: wanted.as_of,
         };
-        let found = run.default_index(&plan.python)?;
-        indexes.default = Some(found);
+        let output = run.run("resolve", &arguments, &source, (&out, "/out"))?;
+        if output.code != 0 {
+            return Err(failed(&output.stderr, &output.denied, &indexes));
+        }
+        let text = fs::read_to_string(&target).on("read", &target)?;
+        Ok(redacted(text, &indexes))
     }
-    adopt_options(declared, &mut indexes);
-    tell("asking the package index");
-    let names: Vec<String> = declared.requirements.iter().filter_map(|r| name_of(&r.text)).collect();
-    let mut hosts = index::hosts(&indexes, &names, progress)?;
-    // Requirements may name the address of a wheel.
-    let addressed = declared.requirements.iter().filter_map(|r| r.text.find("http").and_then(|at| r.text.get(at..)));
-    hosts.extend(addressed.filter_map(host_of));
-
-    tell("resolving");
-    let stage = store.stage("resolve")?;
-    let (source, out) = (stage.path().join("src"), stage.path().join("out"));
-    for folder in [&source, &out] {
-        fs::create_dir(folder).on("make folder", folder)?;
-    }
-    let lines =
-        |list: &[crate::declared::Requirement]| list.iter().map(|r| format!("{}\n", r.text)).collect::<String>();
-    let wanted = &input.manifest.dependencies;
-    let own = |list: &[String]| list.iter().map(|text| format!("{text}\n")).collect::<String>();
-    for (name, text) in [
-        ("requirements.in", lines(&declared.requirements)),
-        ("constraints.txt", lines(&declared.constraints) + &own(&wanted.constraints)),
-        ("overrides.txt", own(&wanted.overrides) + &left_out(&wanted.exclude)),
-    ] {
-        let path = source.join(name);
-        fs::write(&path, text).on("write", &path)?;
-    }
-    let target = out.join(FILE_NAME);
-    if let Some(old) = old.filter(|_| !input.upgrade) {
-        // Its versions are preferred, so that one new requirement moves nothing else.
-        fs::write(&target, old.text()).on("write", &target)?;
-    }
-    let python = format!("/usr/bin/python{}", plan.python);
-    let arguments = [
-        "pip",
-        "compile",
-        "requirements.in",
-        "--constraint",
-        "constraints.txt",
-        "--overrides",
-        "overrides.txt",
-        "--format",
-        "pylock.toml",
-        "--generate-hashes",
-        "--no-header",
-        "--no-annotate",
-        "--quiet",
-        "--python",
-        &python,
-        "--output-file",
-        "/out/pylock.toml",
-    ];
-    let run = Run {
-        store,
-        uv: input.uv,
-        agent: &input.manifest.name,
-        base,
-        runner,
-        indexes: &indexes,
-        hosts: &hosts,
-        as_of: wanted.as_of,
-    };
-    let output = run.run("resolve", &arguments.map(str::to_owned), &source, (&out, "/out"))?;
-    if output.code != 0 {
-        return Err(failed(&output.stderr, &output.denied, &indexes));
-    }
-    let text = fs::read_to_string(&target).on("read", &target)?;
-    Ok(redacted(text, &indexes))
 }
 
 /// Overrides by which nobody gets a distribution: they ask for it on a Python that is none.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use fence::{Fence, folder};
 use ringfence_image::{Store, build_base};
-use ringfence_lock::{InstallInput, Lock, LockInput, Uv, install, is_current, lock};
+use ringfence_lock::{InstallInput, Lock, LockInput, Upgrade, Uv, install, is_current, lock};
 use ringfence_model::work::{Job, Runner, Silent};
 use ringfence_model::{Bytes, Explain, Manifest, Report};
 
@@ -47,7 +47,12 @@ impl Bench {
     }
 
     fn lock(&self, folder: &Path, manifest: &Manifest) -> Result<Lock, ringfence_lock::LockError> {
-        lock(&self.store, &LockInput { folder, manifest, uv: &self.uv, upgrade: false }, &self.fence, &Silent)
+        lock(
+            &self.store,
+            &LockInput { folder, manifest, uv: &self.uv, upgrade: Upgrade::Nothing, as_of: None },
+            &self.fence,
+            &Silent,
+        )
     }
 
     fn install(&self, lock: &Lock) -> Result<ringfence_image::Layer, ringfence_lock::LockError> {

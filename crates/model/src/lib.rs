@@ -7,10 +7,12 @@
 //! - [`HostName`], [`HostPattern`]: where a call goes, and which hosts a grant covers
 //! - [`Bytes`]: sizes with their unit in the type
 //! - [`Manifest`]: what `ringfence.toml` means; [`manifest::ManifestFile`] is what was written
+//! - [`diagnosis`]: what was found of an agent's dependencies
 //! - [`SecretText`]: a secret that redacts itself
 //! - [`work`]: what the steps before `run` ask of the rest
 //! - [`Explain`], [`Report`]: how an error answers what, on what, why, and what to do next
 
+pub mod diagnosis;
 pub mod digest;
 pub mod host;
 pub mod id;
@@ -20,6 +22,7 @@ pub mod secret;
 pub mod units;
 pub mod work;
 
+pub use diagnosis::Diagnosis;
 pub use digest::Digest;
 pub use host::{HostName, HostPattern};
 pub use id::{AgentName, CallId, SandboxId};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand};
+use jiff::Timestamp;
 use ringfence_model::HostPattern;
 use ringfence_model::manifest::Kind;
 use ringfence_model::{AgentName, CallId};
@@ -48,6 +49,14 @@ pub enum Verb {
     /// Lock and build the agent in a folder, without starting it.
     #[command(after_help = "Example:\n  ringfence build examples/analyst")]
     Build(Build),
+    /// Find out why an agent does not start, and lock versions with which it does.
+    #[command(after_help = "Examples:\n  ringfence doctor examples/analyst\n  ringfence doctor --explain")]
+    Doctor(Doctor),
+    /// Pin every package of the agent in a folder, in its `pylock.toml`.
+    #[command(
+        after_help = "Examples:\n  ringfence lock examples/analyst\n  ringfence lock --check\n  ringfence lock --upgrade openai"
+    )]
+    Lock(Lock),
     /// List agents.
     #[command(after_help = "Example:\n  ringfence ps --json | jq '.[].agent'")]
     Ps(Json),
@@ -114,6 +123,53 @@ pub struct Json {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Group)]
+pub struct Doctor {
+    /// The agent's folder. Without a manifest, what it would say is inferred.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// The manifest, if it is not the folder's `ringfence.toml`.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Without a manifest, the program that is the agent: `app.py` or `module:object`.
+    #[arg(long, value_name = "FILE")]
+    pub entry: Option<String>,
+    /// Tell of each change on what evidence and how sure, and of each try.
+    #[arg(long)]
+    pub explain: bool,
+    /// Diagnose anew, though the lock that is there fits.
+    #[arg(long)]
+    pub again: bool,
+    /// Releases after this date do not count.
+    #[arg(long, value_name = "DATE", value_parser = moment)]
+    pub as_of: Option<Timestamp>,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+/// `lock`
+#[derive(Debug, Group)]
+pub struct Lock {
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// The manifest, if it is not the folder's `ringfence.toml`.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Change nothing: end with 5 if the lock is not there or does not fit what is declared.
+    #[arg(long, conflicts_with_all = ["upgrade", "as_of"])]
+    pub check: bool,
+    /// Take newer versions: of these distributions, or of all if none is named.
+    #[arg(long, value_name = "NAME", num_args = 0.., value_delimiter = ',')]
+    pub upgrade: Option<Vec<String>>,
+    /// Releases after this date do not count.
+    #[arg(long, value_name = "DATE", value_parser = moment)]
+    pub as_of: Option<Timestamp>,
+    #[command(flatten)]
+    pub output: Json,
 }
 
 /// `init`
@@ -495,6 +551,10 @@ fn call(text: &str) -> Result<CallId, String> {
     };
     id.filter(digits)
         .ok_or_else(|| "not a call's id: `c-` and 27 digits, as `ringfence audit --json` shows it".to_owned())
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    ringfence_model::manifest::moment(text).ok_or_else(|| "write a date such as `2024-08-14`".into())
 }
 
 fn kind(text: &str) -> Result<Kind, String> {

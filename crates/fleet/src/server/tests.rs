@@ -54,6 +54,10 @@ impl Control for Fake {
         Err(Report::new("fake.late", Fault::Peer, "too late for a status"))
     }
 
+    async fn lock(&self, _: Caller, _: LockRequest, _: Sink<LockEvent>) -> Result<(), Report> {
+        Ok(())
+    }
+
     async fn start(&self, _: Caller, _: StartRequest, _: Sink<UpEvent>) -> Result<(), Report> {
         Err(Report::new("fake.host", Fault::Host, "the host lacks something"))
     }

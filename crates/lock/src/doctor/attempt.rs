@@ -5,18 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringfence_image::{Layer, Store, TREE, VENV, build_app, build_base, environment, open_to_jobs};
+use ringfence_image::{Layer, Store, TREE, VENV, build_app, build_base, environment, open_to_jobs, plan_base};
 use ringfence_model::manifest::Kind;
 use ringfence_model::work::{Job, JobMount, Progress, Runner};
 use ringfence_model::{Bytes, Manifest};
 use serde::Serialize;
+use tempfile::TempDir;
 
 use super::report::{MAX_REPORT, Probed};
 use super::world::World;
 use crate::error::{LockError, OnPath};
+use crate::infer;
 use crate::install::{InstallInput, try_out};
 use crate::lockfile::Lock;
-use crate::resolve::{LockInput, resolved};
+use crate::resolve::{Inputs, Resolver, Upgrade};
 use crate::uv::Uv;
 
 const PROBE: &str = include_str!("../../data/probe.py");
@@ -45,6 +47,8 @@ pub struct Bench<'a> {
     pub manifest: &'a Manifest,
     /// Variables that its source reads as keys.
     pub keys: &'a [String],
+    /// What its locks are made from.
+    pub(crate) inputs: Inputs,
     /// The resolver.
     pub uv: &'a Uv,
     /// The fence.
@@ -61,7 +65,14 @@ pub struct Tried {
     pub probed: Probed,
     /// What is installed: distributions by the first parts of the paths that they own.
     pub owners: BTreeMap<String, String>,
+    /// Where it is installed.
+    pub(crate) stage: TempDir,
+    /// What it stands on.
+    pub(crate) base: Vec<Layer>,
 }
+
+/// The lock that is there, and how much of it may change.
+pub type Before<'a> = (Option<&'a Lock>, Upgrade<'a>);
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -76,16 +87,32 @@ struct Request<'a> {
 }
 
 impl Bench<'_> {
+    /// The resolver, as it stands here.
+    pub(crate) const fn resolver(&self) -> Resolver<'_> {
+        Resolver {
+            store: self.store,
+            uv: self.uv,
+            manifest: self.manifest,
+            runner: self.runner,
+            progress: self.progress,
+        }
+    }
+
     /// Tries a world.
     ///
     /// # Errors
     /// [`LockError`] if it cannot be resolved or installed.
-    pub fn try_world(&self, world: &World, modules: &[String]) -> Result<Tried, LockError> {
+    pub fn try_world(&self, world: &World, modules: &[String], before: Before<'_>) -> Result<Tried, LockError> {
         let manifest =
             Manifest { dependencies: world.dependencies.clone(), image: world.image.clone(), ..self.manifest.clone() };
-        let input = LockInput { folder: self.folder, manifest: &manifest, uv: self.uv, upgrade: true };
-        let lock = resolved(self.store, &input, self.runner, self.progress)?;
-        let base = build_base(self.store, lock.base(), self.runner, self.progress)?;
+        let declared = infer::requirements(self.folder, &world.dependencies)?;
+        let kept = before.0.map(Lock::base).filter(|_| world.image == self.manifest.image && before.1.is_nothing());
+        let plan = match kept {
+            Some(plan) => plan.clone(),
+            None => plan_base(self.store, &world.image, self.progress)?,
+        };
+        let base = build_base(self.store, &plan, self.runner, self.progress)?;
+        let lock = self.resolver().make(&declared, &world.dependencies, &plan, &base, before, self.inputs)?;
         let input = InstallInput { agent: &manifest.name, lock: &lock, base: &base, uv: self.uv };
         let stage = try_out(self.store, &input, self.runner, self.progress)?;
         let tree = stage.path().join(TREE);
@@ -99,7 +126,7 @@ impl Bench<'_> {
             // All that is missing at once, not one thing a try.
             probed.imports = self.probe(&manifest, &layers, "imports", modules)?.imports;
         }
-        Ok(Tried { lock, probed, owners })
+        Ok(Tried { lock, probed, owners, stage, base })
     }
 
     fn probe(

@@ -20,7 +20,7 @@ pub enum Verdict {
 /// What an agent stops for, though its dependencies are right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Blocked {
-    /// A key or password.
+    /// A key, a password or a setting.
     Secret,
     /// A host.
     Network,
@@ -220,6 +220,11 @@ fn understand(raised: &Raised, own: &BTreeSet<String>) -> Meaning {
     if let Some(cause) = binary(raised, &by) {
         return Meaning::Wrong(cause);
     }
+    // A library that is given nothing where it wants something: a setting that nobody gave.
+    let nothing = by != Owner::Agent && raised.message.contains("NoneType") && !while_importing(raised);
+    if nothing && matches!(raised.name(), "AttributeError" | "TypeError") {
+        return Meaning::Blocked(Blocked::Secret);
+    }
     if let Some(cause) = attribute(raised, own, &by).or_else(|| call(raised, own, &by)) {
         return Meaning::Wrong(cause);
     }
@@ -231,10 +236,23 @@ fn understand(raised: &Raised, own: &BTreeSet<String>) -> Meaning {
         return Meaning::Wrong(Cause::Told { distributions, by, said: said() });
     }
     let other = Cause::Other { kind: raised.kind.clone(), said: said(), by: by.clone() };
+    // What a library raises when it is used, and not when it is imported, is an answer to how it is used.
     match by {
         Owner::Agent => Meaning::Own(other),
-        _ => Meaning::Wrong(other),
+        _ if while_importing(raised) || is_drift(raised.name()) => Meaning::Wrong(other),
+        _ => Meaning::Own(other),
     }
+}
+
+/// Whether an error is raised while a library is imported: its own top level runs.
+fn while_importing(raised: &Raised) -> bool {
+    let top = |frame: &Frame| frame.function == "<module>" && matches!(owner(frame), Owner::Package(_));
+    raised.frames.iter().any(top)
+}
+
+/// Whether a type of error says that what is called is no longer what it was.
+fn is_drift(kind: &str) -> bool {
+    ["Removed", "Deprecat", "Pydantic", "NotImplemented", "Moved", "Unsupported"].iter().any(|word| kind.contains(word))
 }
 
 fn is_import(raised: &Raised) -> bool {
@@ -427,6 +445,10 @@ fn waits_for(kind: &str, text: &str) -> Option<Blocked> {
         "getaddrinfo",
         "no address associated",
         "offline mode",
+        "dns resolution failed",
+        "hostname lookup",
+        "address lookup failed",
+        "could not contact dns",
         "couldn't connect to",
     ]);
     if unreachable || network_kind.iter().any(|word| kind.contains(word)) || kind.ends_with("Timeout") {

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use pep440_rs::Version;
+pub use ringfence_model::diagnosis::Question;
 
 use super::cause::{Cause, Owner};
+use super::search::UNRELEASED;
 use super::table::{self, Answer};
 use super::world::{Repair, Sure, World};
 use crate::declared::{name_of, normalise};
 use crate::history::{HistoryError, Past, Release, Span, Wanted};
+use crate::resolve::meant;
 
 /// Sonames whose package of Debian's is not named after them.
 const LIBRARIES: [(&str, &str); 8] = [
@@ -42,15 +45,6 @@ pub struct Known<'a> {
     pub minor: u8,
     /// Releases after it do not count.
     pub as_of: Option<Timestamp>,
-}
-
-/// What to ask a person, since no answer is sure.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// What is missing.
-    pub module: String,
-    /// What may bring it, the most used first.
-    pub candidates: Vec<String>,
 }
 
 /// Changes the world so that a cause is gone; `false` if nothing is known that would.
@@ -178,6 +172,7 @@ fn hold(distribution: &str, span: Span, why: &str, world: &mut World) -> bool {
 /// Holds a distribution before the release that has something no more, if there is such a one.
 fn before(distribution: &str, span: Span, why: &str, world: &mut World) -> bool {
     let Some(Release { version, time, .. }) = span.gone else { return false };
+    world.gone.extend(time);
     let since = time.map(|time| format!(" since {version} of {}", day(time))).unwrap_or_default();
     world.bound(Repair::MovedName, &format!("{distribution}<{version}"), format!("{why}{since}"), Sure::Certain)
 }
@@ -239,6 +234,9 @@ fn day(time: Timestamp) -> String {
 
 /// Changes the world so that it can be resolved; `false` if nothing is known that would.
 pub fn loosen(said: &str, world: &mut World, requirements: &[String]) -> bool {
+    if let Some(requirement) = said.strip_prefix(UNRELEASED).and_then(|rest| rest.split_once("`: ")) {
+        return unreleased(requirement.0, world);
+    }
     if let Some(name) = missing(said) {
         return world.leave_out(&name, format!("the package index has no `{name}`"));
     }
@@ -262,6 +260,16 @@ pub fn loosen(said: &str, world: &mut World, requirements: &[String]) -> bool {
         }
     }
     changed
+}
+
+/// Lets a released distribution stand for a repository or a path that names it.
+fn unreleased(requirement: &str, world: &mut World) -> bool {
+    let Some(name) = meant(requirement) else { return false };
+    if !table::is_known(&name) {
+        return false;
+    }
+    let why = format!("`{requirement}` is no released distribution, and {name} is");
+    world.replace(Repair::Released, &name, why, Sure::Likely)
 }
 
 /// The distribution that an index does not have.

@@ -8,18 +8,19 @@
 //! - [`cure`]: which change answers it, from [`table`] and the past of distributions
 //! - [`world`]: what the resolver is told, and why
 //! - [`search`](mod@search): one try after the other
+//! - [`settle`](mod@settle): the whole way, from a folder to its lock
 
 pub mod attempt;
 pub mod cause;
 pub mod cure;
 pub mod report;
 pub mod search;
+pub mod settle;
 pub mod table;
 pub mod world;
 
-pub use attempt::{Bench, Tried};
 pub use cause::{Blocked, Cause, Owner, Verdict, judge};
-pub use cure::Question;
 pub use report::Probed;
-pub use search::{Attempt, Hints, Limits, Outcome, search};
-pub use world::{Change, Repair, Sure, World};
+pub use search::Limits;
+pub use settle::{Settled, dependencies, settle};
+pub use world::World;

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use pep440_rs::Version;
 use ringfence_model::manifest::Dependencies;
 use ringfence_model::work::Step;
 
-use super::attempt::{Bench, Tried};
+use super::attempt::{Before, Bench, Tried};
 use super::cause::{Cause, Verdict, judge};
 use super::cure::{Known, Question, cure, loosen};
 use super::table;
@@ -17,7 +18,7 @@ use crate::declared::name_of;
 use crate::error::{InferError, LockError};
 use crate::history::{HistoryError, Past};
 use crate::infer;
-use crate::lockfile::Lock;
+use crate::resolve::Upgrade;
 use crate::syntax::{self, When};
 
 /// How much is tried.
@@ -44,6 +45,8 @@ pub struct Hints {
     pub modules: Vec<String>,
     /// What it declares, as written.
     pub requirements: Vec<String>,
+    /// Variables that it reads as keys.
+    pub keys: Vec<String>,
     /// When it was worked on last.
     pub worked_on: Option<Timestamp>,
 }
@@ -64,6 +67,7 @@ impl Hints {
         };
         let modules: BTreeSet<String> = imports.map(|import| &import.module).filter(foreign).cloned().collect();
         Ok(Self {
+            keys: infer::keys(&sources),
             modules: modules.into_iter().collect(),
             own: sources.local,
             requirements: declared.requirements.into_iter().map(|requirement| requirement.text).collect(),
@@ -75,8 +79,8 @@ impl Hints {
 /// One try.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
-    /// How many changes the world had.
-    pub changes: usize,
+    /// How the world differed from the one before, in words.
+    pub what: String,
     /// What came of it: a verdict, or why it could not be resolved or installed.
     pub result: Result<Verdict, String>,
     /// How long it took.
@@ -84,104 +88,200 @@ pub struct Attempt {
 }
 
 /// How a search ended.
-pub struct Outcome {
-    /// Whether it starts.
-    pub verdict: Result<Verdict, String>,
-    /// The last world.
+pub(crate) struct Outcome {
+    /// The last world, or the one in which the agent starts.
     pub world: World,
-    /// Its lock, where there is one.
-    pub lock: Option<Lock>,
+    /// What came of it.
+    pub verdict: Result<Verdict, String>,
+    /// What was installed, where the agent starts, or its own code is why it does not.
+    pub tried: Option<Tried>,
     /// All tries.
     pub attempts: Vec<Attempt>,
     /// What only a person can answer.
     pub questions: Vec<Question>,
 }
 
-impl Outcome {
-    /// Whether the agent starts.
-    #[must_use]
-    pub const fn starts(&self) -> bool {
-        matches!(self.verdict, Ok(Verdict::Started | Verdict::Blocked(_)))
-    }
+/// A search that is under way.
+struct Search<'a, 'b> {
+    bench: &'a Bench<'a>,
+    hints: &'a Hints,
+    past: &'a mut Past<'b>,
+    limits: Limits,
+    attempts: Vec<Attempt>,
+    questions: Vec<Question>,
+    /// Worlds to turn to when nothing more is known of this one, the next one last.
+    others: Vec<Other>,
+    /// When what is missing went away.
+    gone: BTreeSet<Timestamp>,
 }
 
-/// Searches.
+/// A world to turn to.
+#[derive(Clone, Debug, PartialEq)]
+enum Other {
+    /// Of this date.
+    Date(Timestamp, String),
+}
+
+/// Searches from `first` on; from `plain` where that is another and fails.
 ///
 /// # Errors
 /// [`LockError`] if the host, the store or the index fails, or it is called off.
-pub fn search(
+pub(crate) fn search(
     bench: &Bench<'_>,
-    start: World,
+    plain: &World,
+    first: Option<World>,
+    before: Before<'_>,
     hints: &Hints,
     past: &mut Past<'_>,
     limits: Limits,
 ) -> Result<Outcome, LockError> {
-    let began = Instant::now();
-    let mut dates = dates(hints);
-    let (mut world, mut attempts, mut questions) = (start, Vec::new(), Vec::new());
-    loop {
+    let mut search = Search {
+        bench,
+        hints,
+        past,
+        limits,
+        attempts: Vec::new(),
+        questions: Vec::new(),
+        others: Vec::new(),
+        gone: BTreeSet::new(),
+    };
+    if let Some(world) = first {
+        let (verdict, tried) = search.attempt(&world, before)?;
+        if settles(&verdict) {
+            return Ok(search.ended(world, verdict, tried));
+        }
+    }
+    search.run(plain, before)
+}
+
+/// Whether nothing is to be cured.
+const fn settles(verdict: &Result<Verdict, String>) -> bool {
+    matches!(verdict, Ok(Verdict::Started | Verdict::Blocked(_) | Verdict::Broken(_)))
+}
+
+impl Search<'_, '_> {
+    fn run(mut self, plain: &World, before: Before<'_>) -> Result<Outcome, LockError> {
+        let began = Instant::now();
+        let mut world = plain.clone();
+        let mut before = before;
+        let mut dated = false;
+        loop {
+            let (verdict, tried) = self.attempt(&world, before)?;
+            // Only the first world is the folder's own; the others are resolved afresh.
+            before = (None, Upgrade::All);
+            if settles(&verdict) {
+                return Ok(self.ended(world, verdict, tried));
+            }
+            let mut next = match (&verdict, &tried) {
+                (Ok(Verdict::Failed(causes)), Some(tried)) => self.repaired(&world, causes, tried)?,
+                (Err(said), _) => {
+                    let mut next = world.clone();
+                    loosen(said, &mut next, &self.hints.requirements).then_some(next)
+                }
+                _ => None,
+            };
+            if next.is_none() && !dated {
+                dated = true;
+                self.others = self.dates(plain)?;
+            }
+            if next.is_none() {
+                next = self.others.pop().map(|other| match other {
+                    Other::Date(moment, why) => world.dated(moment, why),
+                });
+            }
+            let over = self.attempts.len() >= self.limits.attempts || began.elapsed() >= self.limits.time;
+            match next.filter(|_| !over) {
+                Some(next) => world = next,
+                None => return Ok(self.ended(world, verdict, tried)),
+            }
+        }
+    }
+
+    fn ended(self, world: World, verdict: Result<Verdict, String>, tried: Option<Tried>) -> Outcome {
+        Outcome { world, verdict, tried, attempts: self.attempts, questions: self.questions }
+    }
+
+    /// Tries a world, and notes what came of it.
+    fn attempt(
+        &mut self,
+        world: &World,
+        before: Before<'_>,
+    ) -> Result<(Result<Verdict, String>, Option<Tried>), LockError> {
         let since = Instant::now();
-        tell(bench, &world, attempts.len());
-        let tried = match bench.try_world(&world, &hints.modules) {
-            Ok(tried) => Ok(tried),
-            Err(error) => Err(about_the_world(error)?),
+        let what = world.changes.last().map_or("what is declared".to_owned(), |change| change.what.clone());
+        let doing = format!("try {}: {what}", self.attempts.len() + 1);
+        let done = self.attempts.len() as u64;
+        self.bench.progress.tell(Step { name: "doctor".into(), doing, done, total: None });
+        let (verdict, tried) = match self.bench.try_world(world, &self.hints.modules, before) {
+            Ok(tried) => (Ok(judge(&tried.probed, &self.hints.own)), Some(tried)),
+            Err(error) => (Err(about_the_world(error)?), None),
         };
-        let verdict = tried.as_ref().map(|tried| judge(&tried.probed, &hints.own)).map_err(Clone::clone);
-        let changes = world.changes.len();
-        attempts.push(Attempt { changes, result: verdict.clone(), took: since.elapsed() });
-        let next = match (&verdict, &tried) {
-            (Ok(Verdict::Failed(causes)), Ok(tried)) => repaired(&world, causes, tried, hints, past, &mut questions)?,
-            (Err(said), _) => {
-                let mut next = world.clone();
-                loosen(said, &mut next, &hints.requirements).then_some(next)
-            }
-            _ => None,
-        };
-        let over = !matches!(verdict, Ok(Verdict::Failed(_)) | Err(_))
-            || attempts.len() >= limits.attempts
-            || began.elapsed() >= limits.time;
-        let next = next.or_else(|| dates.pop().map(|(moment, why)| world.dated(moment, why)));
-        match next.filter(|_| !over) {
-            Some(next) => world = next,
-            None => {
-                let lock = tried.ok().map(|tried| tried.lock);
-                return Ok(Outcome { verdict, world, lock, attempts, questions });
-            }
+        self.attempts.push(Attempt { what, result: verdict.clone(), took: since.elapsed() });
+        Ok((verdict, tried))
+    }
+
+    fn repaired(&mut self, world: &World, causes: &[Cause], tried: &Tried) -> Result<Option<World>, LockError> {
+        let minor = tried.lock.base().python.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(11);
+        let declared = self.hints.requirements.iter().filter_map(|text| name_of(text)).collect();
+        let as_of = world.dependencies.as_of;
+        let known = Known { owners: &tried.owners, own: &self.hints.own, declared: &declared, minor, as_of };
+        let (mut next, mut changed) = (world.clone(), false);
+        for cause in causes {
+            changed |= cure(cause, &mut next, &known, self.past, &mut self.questions).map_err(called_off)?;
         }
+        self.gone.extend(next.gone.iter().copied());
+        Ok(changed.then_some(next))
+    }
+
+    /// Dates to go back to, the first to be tried last: when the code was last changed, when the newest of what is pinned was
+    /// released, just before what is missing went away, and some time earlier.
+    fn dates(&mut self, plain: &World) -> Result<Vec<Other>, LockError> {
+        let latest = plain.dependencies.as_of;
+        let mut dates = Vec::new();
+        if let Some(moment) = self.hints.worked_on {
+            dates.push((moment, "when its code was last changed".to_owned()));
+        }
+        if let Some((moment, what)) = self.newest_pin().map_err(called_off)? {
+            dates.push((moment, format!("when {what}, the newest that it pins, was released")));
+        }
+        if let Some(moment) = self.gone.first().and_then(|gone| gone.checked_sub(SignedDuration::from_secs(1)).ok()) {
+            dates.push((moment, "just before what is missing went away".into()));
+        }
+        let oldest = dates.iter().map(|(moment, _)| *moment).min();
+        for days in [60, 180] {
+            let earlier = oldest.and_then(|oldest| oldest.checked_sub(SignedDuration::from_hours(24 * days)).ok());
+            dates.extend(earlier.map(|moment| (moment, format!("{days} days before any of these"))));
+        }
+        dates.retain(|(moment, _)| latest.is_none_or(|latest| *moment < latest));
+        // The newest first: old worlds carry old holes.
+        dates.sort_by_key(|(moment, _)| *moment);
+        Ok(dates.into_iter().map(|(moment, why)| Other::Date(moment, why)).collect())
+    }
+
+    /// When the newest release that a folder pins exactly was released, and which one it is.
+    fn newest_pin(&mut self) -> Result<Option<(Timestamp, String)>, HistoryError> {
+        const PINS: usize = 60;
+        let mut newest = None;
+        let pins = self.hints.requirements.iter().filter_map(|text| exact(text));
+        for (name, version) in pins.take(PINS) {
+            let releases = match self.past.releases(&name) {
+                Ok(releases) => releases,
+                Err(HistoryError::Cancelled) => return Err(HistoryError::Cancelled),
+                Err(_) => continue,
+            };
+            let time = releases.iter().find(|release| release.version == version).and_then(|release| release.time);
+            newest = newest.max(time.map(|time| (time, format!("{name} {version}"))));
+        }
+        // A day later, so that what was released beside it counts too.
+        Ok(newest.and_then(|(time, what)| Some((time.checked_add(SignedDuration::from_hours(24)).ok()?, what))))
     }
 }
 
-/// Dates to go back to, the latest last.
-fn dates(hints: &Hints) -> Vec<(Timestamp, String)> {
-    let Some(worked_on) = hints.worked_on else { return Vec::new() };
-    let month = jiff::SignedDuration::from_hours(24 * 30);
-    let mut dates = Vec::new();
-    for months in [6, 2] {
-        if let Ok(moment) = worked_on.checked_sub(month * months) {
-            dates.push((moment, format!("{months} months before its code was last changed")));
-        }
-    }
-    dates.push((worked_on, "when its code was last changed".into()));
-    dates
-}
-
-fn repaired(
-    world: &World,
-    causes: &[Cause],
-    tried: &Tried,
-    hints: &Hints,
-    past: &mut Past<'_>,
-    questions: &mut Vec<Question>,
-) -> Result<Option<World>, LockError> {
-    let minor = tried.lock.base().python.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(11);
-    let declared = hints.requirements.iter().filter_map(|text| name_of(text)).collect();
-    let as_of = world.dependencies.as_of;
-    let known = Known { owners: &tried.owners, own: &hints.own, declared: &declared, minor, as_of };
-    let (mut next, mut changed) = (world.clone(), false);
-    for cause in causes {
-        changed |= cure(cause, &mut next, &known, past, questions).map_err(called_off)?;
-    }
-    Ok(changed.then_some(next))
+/// Name and version of a requirement that pins exactly.
+fn exact(requirement: &str) -> Option<(String, Version)> {
+    let (name, rest) = requirement.split_once("==")?;
+    let version = rest.trim_start_matches('=').split([';', ',', ' ']).next()?.trim();
+    Some((name_of(name)?, version.parse().ok()?))
 }
 
 fn called_off(_: HistoryError) -> LockError {
@@ -192,14 +292,23 @@ fn called_off(_: HistoryError) -> LockError {
 fn about_the_world(error: LockError) -> Result<String, LockError> {
     match error {
         LockError::Unresolvable { why } | LockError::Install { why } => Ok(why.0),
+        LockError::Unsupported { requirement, why, .. } => Ok(format!("{UNRELEASED}{requirement}`: {why}")),
         other => Err(other),
     }
 }
 
-fn tell(bench: &Bench<'_>, world: &World, tries: usize) {
-    let doing = match world.changes.last() {
-        None => "trying what is declared".to_owned(),
-        Some(change) => format!("try {}: {}", tries + 1, change.what),
-    };
-    bench.progress.tell(Step { name: "doctor".into(), doing, done: tries as u64, total: None });
+/// How [`LockError::Unsupported`] reads to [`loosen`].
+pub(super) const UNRELEASED: &str = "nothing released is meant by `";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_pins_are_read() {
+        assert_eq!(exact("Foo_Bar==1.2 ; python_version<'4'"), Some(("foo-bar".into(), "1.2".parse().unwrap())));
+        for loose in ["foo>=1", "foo", "foo==1.*", "foo==x"] {
+            assert_eq!(exact(loose), None, "{loose}");
+        }
+    }
 }

@@ -2,57 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+pub use ringfence_model::diagnosis::{Change, Repair, Sure};
 use ringfence_model::manifest::{Dependencies, Image};
-use serde::{Deserialize, Serialize};
 
 use crate::declared::name_of;
-
-/// What kind of change cures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Repair {
-    /// What the agent imports and does not declare is added.
-    UndeclaredImport,
-    /// What a library imports lazily and does not require is added.
-    OptionalDependency,
-    /// A distribution is held before the release that took a module or a name out.
-    MovedName,
-    /// Compiled packages are held to versions that fit each other.
-    BinaryFit,
-    /// A distribution is held before a release whose calls changed.
-    ChangedCall,
-    /// Releases after a date do not count.
-    Date,
-    /// Pins that fight are loosened.
-    PinConflict,
-    /// A distribution that is none, or hides a module of Python's, is left out.
-    LeftOut,
-    /// A library of the system is added to the base.
-    SystemLibrary,
-}
-
-/// How sure a change is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sure {
-    /// It follows from what was seen.
-    Certain,
-    /// It is what most likely was meant.
-    Likely,
-}
-
-/// A change, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// Its kind.
-    pub repair: Repair,
-    /// What is told to the resolver, such as `langchain<0.2`.
-    pub what: String,
-    /// Why, for people.
-    pub why: String,
-    /// How sure.
-    pub sure: Sure,
-}
 
 /// What the resolver is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,13 +17,61 @@ pub struct World {
     pub image: Image,
     /// How it differs from what the folder says.
     pub changes: Vec<Change>,
+    /// When what the agent misses went away.
+    pub(crate) gone: BTreeSet<Timestamp>,
 }
 
 impl World {
     /// What the folder says.
     #[must_use]
     pub const fn plain(dependencies: Dependencies, image: Image) -> Self {
-        Self { dependencies, image, changes: Vec::new() }
+        Self { dependencies, image, changes: Vec::new(), gone: BTreeSet::new() }
+    }
+
+    /// What the folder says, and changes that were found earlier.
+    #[must_use]
+    pub fn with(mut self, changes: &[Change]) -> Self {
+        for change in changes {
+            let Change { repair, what, why, sure } = change.clone();
+            match repair {
+                Repair::UndeclaredImport | Repair::Launcher | Repair::OptionalDependency => {
+                    self.add(repair, &what, why, sure);
+                }
+                Repair::MovedName | Repair::BinaryFit | Repair::ChangedCall | Repair::OtherLock => {
+                    self.bound(repair, &what, why, sure);
+                }
+                Repair::PinConflict | Repair::Released | Repair::Wheel => {
+                    self.replace(repair, &what, why, sure);
+                }
+                Repair::Date => {
+                    if let Ok(moment) = what.parse() {
+                        self = self.dated(moment, why);
+                    }
+                }
+                Repair::LeftOut => {
+                    self.leave_out(&what, why);
+                }
+                Repair::Python => {
+                    self.python(&what, why);
+                }
+                Repair::SystemLibrary => {
+                    self.library(&what, why);
+                }
+            }
+        }
+        self
+    }
+
+    /// Takes another Python.
+    pub fn python(&mut self, version: &str, why: String) -> bool {
+        if self.image.python.as_deref() == Some(version) {
+            return false;
+        }
+        self.image.python = Some(version.to_owned());
+        // A suite decides the Python, so another Python is of another suite.
+        self.image.suite = None;
+        self.changed(Repair::Python, version, why, Sure::Certain);
+        true
     }
 
     fn changed(&mut self, repair: Repair, what: &str, why: String, sure: Sure) {
@@ -120,7 +122,7 @@ impl World {
     }
 
     /// Dates it. Bounds that were learnt in another time do not hold any more; what was added stays.
-    pub fn dated(&self, moment: jiff::Timestamp, why: String) -> Self {
+    pub fn dated(&self, moment: Timestamp, why: String) -> Self {
         let learnt: BTreeSet<&str> = self
             .changes
             .iter()
@@ -133,7 +135,7 @@ impl World {
         dependencies.constraints.retain(|text| !learnt.contains(text.as_str()));
         dependencies.as_of = Some(moment);
         let changes = self.changes.iter().filter(|change| !learnt.contains(change.what.as_str())).cloned().collect();
-        let mut world = Self { dependencies, image: self.image.clone(), changes };
+        let mut world = Self { dependencies, image: self.image.clone(), changes, gone: self.gone.clone() };
         world.changed(Repair::Date, &moment.to_string(), why, Sure::Likely);
         world
     }

@@ -143,6 +143,11 @@ pub(crate) fn sources(folder: &Path) -> Result<source::Sources, InferError> {
     source::read(folder)
 }
 
+/// Variables that sources read as keys.
+pub(crate) fn keys(sources: &source::Sources) -> Vec<String> {
+    grants::look(sources).secrets.into_iter().map(|secret| secret.env).collect()
+}
+
 fn name_of(folder: &Path) -> AgentName {
     let absolute = folder.canonicalize();
     let name = absolute.as_deref().unwrap_or(folder).file_name().and_then(|n| n.to_str()).unwrap_or_default();

@@ -10,7 +10,7 @@ use super::{Dependencies, DependenciesFile};
 const MAX_REQUIREMENT: usize = 1024;
 
 pub(super) fn understand(file: DependenciesFile) -> Result<Dependencies, ManifestError> {
-    let DependenciesFile { files, add, constraints, overrides, exclude, as_of } = file;
+    let DependenciesFile { files, add, constraints, overrides, exclude, as_of, cure } = file;
     for (key, list) in [("add", &add), ("constraints", &constraints), ("overrides", &overrides)] {
         if let Some(text) = list.iter().find(|text| !is_requirement(text)) {
             let hint = "write a name and what bounds it, as in `requirements.txt`: `openai>=1.40,<2`";
@@ -27,7 +27,15 @@ pub(super) fn understand(file: DependenciesFile) -> Result<Dependencies, Manifes
             value(place, "it is no moment", "write a date such as `2024-08-14`, or `2024-08-14T12:00:00Z`")
         })
     });
-    Ok(Dependencies { files, add, constraints, overrides, exclude, as_of: as_of.transpose()? })
+    Ok(Dependencies {
+        files,
+        add,
+        constraints,
+        overrides,
+        exclude,
+        as_of: as_of.transpose()?,
+        cure: cure.unwrap_or(true),
+    })
 }
 
 /// A moment as people write it. A date alone is its end, in UTC.

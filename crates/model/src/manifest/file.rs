@@ -152,6 +152,8 @@ pub struct DependenciesFile {
     pub exclude: Vec<String>,
     /// The last moment whose releases count: a date or a timestamp.
     pub as_of: Option<String>,
+    /// Whether to look for versions with which the agent starts, where it does not with what is declared.
+    pub cure: Option<bool>,
 }
 
 /// `[limits]`

@@ -161,7 +161,7 @@ pub struct Image {
 }
 
 /// What the lock is resolved from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependencies {
     /// Files to read, relative to the folder. Empty: found by looking.
     pub files: Vec<String>,
@@ -175,6 +175,27 @@ pub struct Dependencies {
     pub exclude: Vec<String>,
     /// The last moment whose releases count. `None`: now.
     pub as_of: Option<Timestamp>,
+    /// Whether to look for versions with which the agent starts, where it does not with what is declared.
+    #[serde(default = "usual_cure")]
+    pub cure: bool,
+}
+
+const fn usual_cure() -> bool {
+    true
+}
+
+impl Default for Dependencies {
+    fn default() -> Self {
+        Self {
+            files: Vec::new(),
+            add: Vec::new(),
+            constraints: Vec::new(),
+            overrides: Vec::new(),
+            exclude: Vec::new(),
+            as_of: None,
+            cure: usual_cure(),
+        }
+    }
 }
 
 /// What an agent may use up.

@@ -26,8 +26,8 @@ use std::time::Duration;
 use ringfence_audit::{Event, Verification};
 use ringfence_fleet::api::{
     AgentView, AuditLine, AuditRequest, BodyEvent, BodyRequest, DownRequest, ExecEvent, ExecRequest, ExplainRequest,
-    Explanation, Forgotten, Hello, LogLine, LogsRequest, Named, Nothing, SecretRequest, StartRequest, State,
-    StopRequest, UpEvent, UpRequest, VerifyAnswer,
+    Explanation, Forgotten, Hello, LockEvent, LockRequest, LogLine, LogsRequest, Named, Nothing, SecretRequest,
+    StartRequest, State, StopRequest, UpEvent, UpRequest, VerifyAnswer,
 };
 use ringfence_fleet::{Caller, Control, Sink};
 use ringfence_identity::Authority;
@@ -437,6 +437,10 @@ impl Control for Supervisor {
 
     async fn build(&self, caller: Caller, request: UpRequest, sink: Sink<UpEvent>) -> Result<(), Report> {
         self.only_build(caller, request, sink).await
+    }
+
+    async fn lock(&self, caller: Caller, request: LockRequest, sink: Sink<LockEvent>) -> Result<(), Report> {
+        self.only_lock(caller, request, sink).await
     }
 
     async fn start(&self, caller: Caller, request: StartRequest, sink: Sink<UpEvent>) -> Result<(), Report> {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use ringfence_fleet::api::UpRequest;
+use ringfence_fleet::api::{LockRequest, UpRequest, UpgradeWanted};
 use ringfence_image::{BuildInput, Profile, Store, build, build_base};
-use ringfence_lock::{InstallInput, LockInput, Uv, install, lock};
+use ringfence_lock::doctor::{Limits, dependencies, settle};
+use ringfence_lock::{InstallInput, LockError, LockInput, Upgrade, Uv};
 use ringfence_model::work::{Progress, Step, cancelled};
-use ringfence_model::{Digest, Manifest, Report};
+use ringfence_model::{Diagnosis, Digest, Manifest, Report};
 use ringfence_policy::Policy;
 
 use super::runner::JobRunner;
@@ -23,6 +24,33 @@ pub(super) struct Prepared {
     pub digest: Digest,
     /// How long each step took.
     pub took_ms: BTreeMap<String, u64>,
+    /// What was found of its dependencies.
+    pub diagnosis: Diagnosis,
+}
+
+/// Locks the agent in a folder with versions with which it starts.
+///
+/// # Errors
+/// [`LockError`]; [`LockError::Unstartable`] tells what was tried.
+pub(super) fn lock(
+    paths: &Paths,
+    program: &Path,
+    store: &Store,
+    request: &LockRequest,
+    manifest: &Manifest,
+    progress: &dyn Progress,
+    called_off: &AtomicBool,
+) -> Result<Diagnosis, LockError> {
+    let uv = Uv::find(env::read(env::UV).map(PathBuf::from).as_deref())?;
+    let _using = store.using()?;
+    let runner = JobRunner { paths, program, called_off, fence: start::fence(manifest) };
+    let upgrade = match &request.upgrade {
+        UpgradeWanted::Nothing => Upgrade::Nothing,
+        UpgradeWanted::These(names) => Upgrade::These(names),
+        UpgradeWanted::All => Upgrade::All,
+    };
+    let input = LockInput { folder: &request.folder, manifest, uv: &uv, upgrade, as_of: request.as_of };
+    Ok(settle(store, &input, Limits::default(), &runner, progress)?.diagnosis)
 }
 
 pub(super) fn prepare(
@@ -51,8 +79,9 @@ pub(super) fn prepare(
 
     let began = Instant::now();
     say("lock", "reading what the agent declares");
-    let input = LockInput { folder: &request.folder, manifest, uv: &uv, upgrade: false };
-    let locked = lock(store, &input, &runner, progress)?;
+    let input = LockInput { folder: &request.folder, manifest, uv: &uv, upgrade: Upgrade::Nothing, as_of: None };
+    let mut settled = settle(store, &input, Limits::default(), &runner, progress)?;
+    let locked = settled.lock.clone();
     timed("lock", began);
     go_on("locking")?;
 
@@ -63,7 +92,7 @@ pub(super) fn prepare(
 
     let began = Instant::now();
     let input = InstallInput { agent: &manifest.name, lock: &locked, base: &base, uv: &uv };
-    let dependencies = install(store, &input, &runner, progress)?;
+    let dependencies = dependencies(store, &mut settled, &input, &runner, progress)?;
     timed("dependencies", began);
     go_on("installing dependencies")?;
 
@@ -94,5 +123,5 @@ pub(super) fn prepare(
     timed("app", began);
     go_on("building the image")?;
     store.tag(manifest.name.as_str(), &built.digest)?;
-    Ok(Prepared { digest: built.digest, took_ms })
+    Ok(Prepared { digest: built.digest, took_ms, diagnosis: settled.diagnosis })
 }

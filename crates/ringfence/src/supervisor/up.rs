@@ -10,16 +10,20 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use ringfence_audit::Event;
-use ringfence_fleet::api::{AgentView, ProbeView, StartRequest, State, UpEvent, UpReport, UpRequest};
+use ringfence_fleet::api::{
+    AgentView, LockEvent, LockRequest, ProbeView, StartRequest, State, UpEvent, UpReport, UpRequest,
+};
 use ringfence_fleet::{Caller, Sink};
 use ringfence_gate::config::NewPolicy;
 use ringfence_image::VerifiedImage;
+use ringfence_lock::LockError;
 use ringfence_model::manifest::{Door, Grant, SecretSource, TlsMode};
 use ringfence_model::work::{Progress, Step, cancelled};
 use ringfence_model::{Digest, Fault, Manifest, Report, SecretText};
 use ringfence_sandbox::control::{self, Shim};
 use ringfence_sandbox::probe::{CANARY, Targets};
 use ringfence_sandbox::spec::SLOTS;
+use serde::Serialize;
 
 use super::db::Agent;
 use super::function::{Entrance, view};
@@ -33,14 +37,31 @@ use crate::paths::{HostPolicy, Paths};
 const ALIVE: Duration = Duration::from_millis(500);
 
 /// Tells the caller how far the work is.
-pub(super) struct Telling {
-    sink: Sink<UpEvent>,
+pub(super) struct Telling<T = UpEvent> {
+    sink: Sink<T>,
     called_off: Arc<AtomicBool>,
 }
 
-impl Progress for Telling {
+/// What a step can be told as.
+trait Told: Serialize + Send + Sync + 'static {
+    fn step(step: Step) -> Self;
+}
+
+impl Told for UpEvent {
+    fn step(step: Step) -> Self {
+        Self::Step(step)
+    }
+}
+
+impl Told for LockEvent {
+    fn step(step: Step) -> Self {
+        Self::Step(step)
+    }
+}
+
+impl<T: Told> Progress for Telling<T> {
     fn tell(&self, step: Step) {
-        if !self.sink.offer(&UpEvent::Step(step)) {
+        if !self.sink.offer(&T::step(step)) {
             self.called_off.store(true, Ordering::Relaxed);
         }
     }
@@ -171,6 +192,7 @@ impl Supervisor {
         let telling = self.telling(&sink);
         let mut took = Took::default();
         let prepared = self.prepare(&request, &manifest, &telling, &mut took).await?;
+        sink.send(&UpEvent::Locked(Box::new(prepared.diagnosis))).await;
         if let Some(before) = &before {
             if living {
                 self.end(before, Duration::from_secs(5)).await?;
@@ -239,6 +261,7 @@ impl Supervisor {
         self.record_operator(caller, "build", super::about(&manifest.name), "begun")?;
         let telling = self.telling(&sink);
         let prepared = self.prepare(&request, &manifest, &telling, &mut Took::default()).await?;
+        sink.send(&UpEvent::Locked(Box::new(prepared.diagnosis))).await;
         sink.send(&UpEvent::Built { image: prepared.digest.to_string() }).await;
         Ok(())
     }
@@ -278,7 +301,43 @@ impl Supervisor {
         Ok(())
     }
 
-    fn telling(&self, sink: &Sink<UpEvent>) -> Arc<Telling> {
+    pub(super) async fn only_lock(
+        &self,
+        caller: Caller,
+        request: LockRequest,
+        sink: Sink<LockEvent>,
+    ) -> Result<(), Report> {
+        let manifest = parse(&request.manifest, &request.ca_files)?;
+        only_root()?;
+        let _busy = self.hold(&manifest.name)?;
+        self.record_operator(caller, "lock", super::about(&manifest.name), "begun")?;
+        let telling = self.telling(&sink);
+        let me = self.myself()?;
+        let work = tokio::task::spawn_blocking(move || {
+            let progress = telling.as_ref();
+            pipeline::lock(&me.paths, &me.program, &me.store, &request, &manifest, progress, &telling.called_off)
+        });
+        let found = work.await.map_err(|e| step("lock the dependencies", &e));
+        ringfence_sys::memory::trim_heap();
+        match found? {
+            Ok(found) => {
+                sink.send(&LockEvent::Locked(Box::new(found))).await;
+                Ok(())
+            }
+            Err(error) => {
+                if let LockError::Unstartable { found, .. } = &error {
+                    sink.send(&LockEvent::Locked(found.clone())).await;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn myself(&self) -> Result<Arc<Self>, Report> {
+        self.me.upgrade().ok_or_else(|| Report::new("supervisor.ending", Fault::Us, "the supervisor is ending"))
+    }
+
+    fn telling<T: Told>(&self, sink: &Sink<T>) -> Arc<Telling<T>> {
         let called_off = Arc::new(AtomicBool::new(false));
         let (flag, watched) = (Arc::clone(&called_off), sink.clone());
         self.runtime.spawn(async move {
@@ -330,8 +389,7 @@ impl Supervisor {
         took: &mut Took,
     ) -> Result<Prepared, Report> {
         let began = Instant::now();
-        let me =
-            self.me.upgrade().ok_or_else(|| Report::new("supervisor.ending", Fault::Us, "the supervisor is ending"))?;
+        let me = self.myself()?;
         let (request, manifest, telling) = (request.clone(), manifest.clone(), Arc::clone(telling));
         let work = tokio::task::spawn_blocking(move || {
             pipeline::prepare(
@@ -630,8 +688,12 @@ fn hand_over(shim: &Shim, policy: &NewPolicy) -> Result<(), Report> {
 }
 
 fn understand(request: &UpRequest) -> Result<Manifest, Report> {
-    Ok(Manifest::parse(&request.manifest, &|name| {
-        request.ca_files.get(name).cloned().ok_or_else(|| "it was not sent along".to_owned())
+    parse(&request.manifest, &request.ca_files)
+}
+
+fn parse(manifest: &str, ca_files: &BTreeMap<String, String>) -> Result<Manifest, Report> {
+    Ok(Manifest::parse(manifest, &|name| {
+        ca_files.get(name).cloned().ok_or_else(|| "it was not sent along".to_owned())
     })?)
 }
 

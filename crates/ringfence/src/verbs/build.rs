@@ -19,7 +19,7 @@ pub async fn run(args: Build) -> Result<ExitCode, Report> {
             match event {
                 UpEvent::Built { image } => built = Some(image),
                 UpEvent::Step(step) => steps.take(&step),
-                UpEvent::Up(_) => {}
+                UpEvent::Locked(_) | UpEvent::Up(_) => {}
             }
             true
         })

@@ -3,6 +3,7 @@
 mod audit;
 mod body;
 mod build;
+mod doctor;
 mod down;
 mod exec;
 mod explain;
@@ -10,6 +11,7 @@ mod freeze;
 mod host;
 mod init;
 mod learn;
+mod lock;
 mod logs;
 mod policy;
 mod ps;
@@ -44,6 +46,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
             crate::print::line(String::from_utf8_lossy(&script).trim_end());
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Doctor(args) => block_on(doctor::run(args)),
         Verb::Down(args) => block_on(down::run(args)),
         Verb::Exec(args) => block_on(exec::run(args)),
         Verb::Explain(args) => block_on(explain::run(args)),
@@ -51,6 +54,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
         Verb::Host(args) => Ok(host::run(args)),
         Verb::Init(args) => init::run(args),
         Verb::Learn(args) => block_on(learn::run(args)),
+        Verb::Lock(args) => block_on(lock::run(args)),
         Verb::Logs(args) => block_on(logs::run(args)),
         Verb::Policy(verb) => block_on(policy::run(verb)),
         Verb::Ps(args) => block_on(ps::run(args)),

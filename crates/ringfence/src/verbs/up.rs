@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ringfence_fleet::api::{UpEvent, UpReport, UpRequest};
+use ringfence_model::diagnosis::Health;
 use ringfence_model::manifest::{FILE_NAME, ManifestFile};
-use ringfence_model::{Fault, Manifest, Report};
+use ringfence_model::{Diagnosis, Fault, Manifest, Report};
 
 use crate::args::Up;
 use crate::connect;
@@ -16,42 +17,64 @@ pub async fn run(args: Up) -> Result<ExitCode, Report> {
     let mut request = request(&args.folder, args.manifest.as_deref())?;
     request.replace = args.replace;
     let client = connect::client_or_start().await?;
-    let mut steps = Steps::new();
-    let mut up = None;
+    let mut story = Story::new();
     let result = client
         .up(&request, |event| {
-            take(event, &mut steps, &mut up);
+            story.take(event);
             true
         })
         .await;
-    finish(result, steps, up, args.output.json)
+    story.finish(result, args.output.json)
 }
 
-/// Takes in one event of a start.
-pub fn take(event: UpEvent, steps: &mut Steps, up: &mut Option<UpReport>) {
-    match event {
-        UpEvent::Step(step) => steps.take(&step),
-        UpEvent::Up(report) => *up = Some(*report),
-        UpEvent::Built { .. } => {}
-    }
+/// A start, as it is shown.
+pub struct Story {
+    steps: Steps,
+    up: Option<UpReport>,
+    found: Option<Diagnosis>,
 }
 
-/// Shows how a start ended.
-pub fn finish(result: Result<(), Report>, steps: Steps, up: Option<UpReport>, json: bool) -> Result<ExitCode, Report> {
-    if let Err(report) = result {
-        steps.failed();
-        return Err(report);
+impl Story {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { steps: Steps::new(), up: None, found: None }
     }
-    steps.done();
-    let Some(up) = up else {
-        return Err(Report::new("supervisor.lost", Fault::Us, "the supervisor ended without a report"));
-    };
-    if json {
-        print::json(&up);
-    } else {
+
+    /// Takes in one event.
+    pub fn take(&mut self, event: UpEvent) {
+        match event {
+            UpEvent::Step(step) => self.steps.take(&step),
+            UpEvent::Up(report) => self.up = Some(*report),
+            UpEvent::Locked(found) => self.found = Some(*found),
+            UpEvent::Built { .. } => {}
+        }
+    }
+
+    /// Shows how it ended.
+    pub fn finish(self, result: Result<(), Report>, json: bool) -> Result<ExitCode, Report> {
+        if let Err(report) = result {
+            self.steps.failed();
+            // What it waited for when it was tried is most likely why it did not come up.
+            let waits = self.found.filter(|found| matches!(found.health, Health::Waits | Health::Broken));
+            return Err(match waits.and_then(|found| found.why) {
+                Some(why) => report.cause(format!("when it was tried: {why}")),
+                None => report,
+            });
+        }
+        self.steps.done();
+        let Some(up) = self.up else {
+            return Err(Report::new("supervisor.lost", Fault::Us, "the supervisor ended without a report"));
+        };
+        if json {
+            print::json(&up);
+            return Ok(ExitCode::SUCCESS);
+        }
         show(&up);
+        if let Some(found) = &self.found {
+            super::doctor::show_changes(found);
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn show(up: &UpReport) {
@@ -81,11 +104,11 @@ fn show(up: &UpReport) {
     }
 }
 
-/// Reads the manifest and what it points to, with the caller's own rights.
+/// The folder, absolute, and where its manifest is.
 ///
 /// # Errors
-/// A report for a folder or file that is not there, or a manifest that is not right.
-pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Report> {
+/// A report for a folder that is not there.
+pub fn places(folder: &Path, manifest: Option<&Path>) -> Result<(PathBuf, PathBuf), Report> {
     let folder = std::fs::canonicalize(folder).map_err(|e| {
         Report::new("folder.missing", Fault::Caller, format!("cannot use folder `{}`", folder.display()))
             .cause(&e)
@@ -96,6 +119,15 @@ pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Repo
             .hint("name the folder with the agent's source"));
     }
     let path = manifest.map_or_else(|| folder.join(FILE_NAME), PathBuf::from);
+    Ok((folder, path))
+}
+
+/// Reads the manifest and what it points to, with the caller's own rights.
+///
+/// # Errors
+/// A report for a folder or file that is not there, or a manifest that is not right.
+pub fn request(folder: &Path, manifest: Option<&Path>) -> Result<UpRequest, Report> {
+    let (folder, path) = places(folder, manifest)?;
     let (manifest, written) = self::manifest(&path, manifest.is_none().then_some(&*folder))?;
     let own = manifest.credentials.iter().map(|(name, credential)| (name.clone(), credential));
     let servers = manifest.servers.iter().flat_map(|(server, of)| {

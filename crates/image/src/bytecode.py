@@ -36,6 +36,22 @@ def has_addresses(code):
     return False
 
 
+def hold(value, held):
+    """Takes a reference to all that `value` is made of, so that marshal notes every one as shared.
+
+    It notes what has more than one reference; a name has another while any cache of the process remembers it, and
+    which ones do depends on addresses.
+    """
+    held.append(value)
+    if hasattr(value, "co_code"):
+        for name in dir(value):
+            if name.startswith("co_") and not callable(part := getattr(value, name)):
+                hold(part, held)
+    elif isinstance(value, (tuple, frozenset)):
+        for part in value:
+            hold(part, held)
+
+
 def compile_part(out, part, roots):
     for number, path in enumerate(sources(roots)):
         if number % PARTS != part:
@@ -50,6 +66,8 @@ def compile_part(out, part, roots):
             continue
         if has_addresses(code):
             continue
+        held = []
+        hold(code, held)
         pyc = external._code_to_hash_pyc(code, importlib.util.source_hash(data), False)
         target = out + importlib.util.cache_from_source(path, optimization="")
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -92,7 +92,7 @@ fn a_credential_without_a_source_is_named_with_its_remedy() {
 #[test]
 fn requirements_that_cannot_be_met_are_told_shortly() {
     let host = Host::new();
-    let folder = agent(&host, "needy", "");
+    let folder = agent(&host, "needy", "[dependencies]\ncure = false\n");
     fs::write(Path::new(&folder).join("requirements.txt"), "flask==3.0.0\nwerkzeug==1.0.0\n").unwrap();
     let refusal = host.turned_away(&["up", &folder]);
     assert_eq!(refusal.codes(), (2, "lock.unresolvable"), "{}", refusal.text);

@@ -340,9 +340,10 @@ pub fn lives(pid: i64) -> bool {
 
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
+    // For a machine that is busy with other tests: what holds comes long before.
+    let until = Instant::now() + Duration::from_secs(60);
     while !done() {
-        assert!(Instant::now() < until, "not within 10 s: {what}");
+        assert!(Instant::now() < until, "not within 60 s: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

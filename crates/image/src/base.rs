@@ -96,7 +96,7 @@ fn fetch(store: &Store, plan: &BasePlan, progress: &dyn Progress) -> Result<(), 
             fs::remove_file(&path).on("remove", &path)?;
         }
     }
-    download(store, plan, progress)
+    download(store, plan, &plan.packages, progress)
 }
 
 fn finish_base(root: &Path) -> Result<(), ImageError> {

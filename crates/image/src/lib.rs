@@ -27,6 +27,7 @@ mod layer;
 pub mod oci;
 mod seal;
 mod store;
+mod tools;
 mod tree;
 mod verify;
 
@@ -36,9 +37,11 @@ pub use assemble::{
     build, build_dependencies, environment, stage_dependencies,
 };
 pub use base::build_base;
-pub use debian::{BasePlan, LockedPackage, plan_base};
+pub use debian::contents::{Sought, package_of};
+pub use debian::{BasePlan, LockedPackage, plan_base, plan_tools};
 pub use error::ImageError;
-pub use interpreter::{Interpreter, host_pythons};
+pub use interpreter::{Interpreter, available_pythons, host_pythons};
 pub use layer::{AGENT_ID, EPOCH, Layer, open_to_jobs};
 pub use store::{Collected, Store, Tag, Using};
+pub use tools::build_tools;
 pub use verify::VerifiedImage;

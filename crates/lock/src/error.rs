@@ -130,6 +130,8 @@ pub enum LockError {
         /// The installer's core reason.
         #[source]
         why: Said,
+        /// All that it said, on one line.
+        whole: Box<str>,
     },
     /// A file could not be read or written.
     #[error("cannot {doing} `{}`", path.display())]
@@ -168,6 +170,8 @@ pub enum LockError {
         /// The resolver's core reason.
         #[source]
         why: Said,
+        /// All that it said, on one line.
+        whole: Box<str>,
     },
     /// No lock was found with which the agent starts.
     #[error("the agent does not start with what it declares, and no versions were found with which it does")]
@@ -255,7 +259,7 @@ impl Explain for LockError {
             }
             Self::Image(error) => return error.hint(),
             Self::Infer(error) => return error.hint(),
-            Self::Install { why } if why.0.contains("Failed to build") || why.0.contains("build backend") => {
+            Self::Install { why, .. } if why.0.contains("Failed to build") || why.0.contains("build backend") => {
                 "a package has no wheel for this Python and platform and does not build without a compiler; choose a \
                  version that has one, or another `[image] python`"
                     .into()

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ringfence_image::error::Said;
-use ringfence_image::{ImageError, Layer, Store, TREE, VENV, build_dependencies, stage_dependencies};
+use ringfence_image::{ImageError, Layer, Store, TREE, VENV, build_dependencies, build_tools, stage_dependencies};
 use ringfence_model::work::{Progress, Runner, Step};
 use ringfence_model::{AgentName, Digest, Report};
 
@@ -12,7 +12,7 @@ use crate::error::{LockError, OnPath};
 use crate::index;
 use crate::lockfile::{FILE_NAME, Lock};
 use crate::resolve::redacted;
-use crate::uv::{Run, Uv, core_reason, is_network};
+use crate::uv::{Run, Uv, core_reason, is_network, whole};
 
 /// What installing needs, besides the store.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,8 @@ fn filling<T>(
 /// The packages alone: the Debian part of the lock is in the base layers, which the image adds to the key.
 fn key(lock: &Lock) -> Digest {
     let packages = lock.text().split("[tool.ringfence]").next().unwrap_or_default();
-    Digest::of(format!("ringfence install 1\n{packages}").as_bytes())
+    let tools: String = lock.base().tools.iter().map(|tool| format!("tool {}\n", tool.sha256)).collect();
+    Digest::of(format!("ringfence install 1\n{packages}{tools}").as_bytes())
 }
 
 fn fill(
@@ -146,6 +147,8 @@ fn fill(
         }
         hosts.extend(index::hosts(&indexes, &["setuptools".into()], progress)?);
     }
+    let mut layers = input.base.to_vec();
+    layers.extend(build_tools(store, lock.base(), progress)?);
     let stage = store.stage("install")?;
     let source = stage.path().join("src");
     fs::create_dir(&source).on("make folder", &source)?;
@@ -170,7 +173,7 @@ fn fill(
         store,
         uv: input.uv,
         agent: input.agent,
-        base: input.base,
+        base: &layers,
         runner,
         indexes: &indexes,
         hosts: &hosts,
@@ -183,7 +186,7 @@ fn fill(
             let index = hosts.iter().next().map(|h| h.host.clone()).unwrap_or_default();
             LockError::IndexUnreachable { index, why: Said(reason) }
         } else {
-            LockError::Install { why: Said(reason) }
+            LockError::Install { why: Said(reason), whole: redacted(whole(&output.stderr), &indexes).into() }
         });
     }
     normalise(venv, &lock.base().python)

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
-use ringfence_image::BasePlan;
+use ringfence_image::{BasePlan, LockedPackage};
 use ringfence_model::Digest;
 use ringfence_model::diagnosis::{Change, Health};
 use ringfence_model::work::JobHost;
@@ -174,22 +174,10 @@ impl Lock {
                 i.tree
             );
         }
-        text.push_str("package = [\n");
-        for p in &base.packages {
-            let archive = serde_json::to_value(p.archive).ok().and_then(|v| v.as_str().map(str::to_owned));
-            let _ = writeln!(
-                text,
-                "    {{ name = {}, version = {}, architecture = {}, archive = {}, path = {}, size = {}, sha256 = \"{}\" }},",
-                quoted(&p.name),
-                quoted(&p.version),
-                quoted(&p.architecture),
-                quoted(&archive.unwrap_or_default()),
-                quoted(&p.path),
-                p.size,
-                p.sha256
-            );
+        write_packages(&mut text, "package", &base.packages);
+        if !base.tools.is_empty() {
+            write_packages(&mut text, "tool", &base.tools);
         }
-        text.push_str("]\n");
         Self::parse(text)?.ok_or_else(|| unusable("the resolver wrote none"))
     }
 
@@ -264,6 +252,25 @@ impl Lock {
     }
 }
 
+fn write_packages(text: &mut String, key: &str, packages: &[LockedPackage]) {
+    let _ = writeln!(text, "{key} = [");
+    for p in packages {
+        let archive = serde_json::to_value(p.archive).ok().and_then(|v| v.as_str().map(str::to_owned));
+        let _ = writeln!(
+            text,
+            "    {{ name = {}, version = {}, architecture = {}, archive = {}, path = {}, size = {}, sha256 = \"{}\" }},",
+            quoted(&p.name),
+            quoted(&p.version),
+            quoted(&p.architecture),
+            quoted(&archive.unwrap_or_default()),
+            quoted(&p.path),
+            p.size,
+            p.sha256
+        );
+    }
+    text.push_str("]\n");
+}
+
 fn quoted(text: &str) -> String {
     Value::from(text).to_string().trim().to_owned()
 }
@@ -271,7 +278,6 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use ringfence_image::Interpreter;
-    use ringfence_image::LockedPackage;
     use ringfence_image::debian::Archive;
     use ringfence_image::interpreter::Source;
 
@@ -293,6 +299,7 @@ mod tests {
                 size: 7,
                 sha256: Digest::of(b"libc6"),
             }],
+            tools: Vec::new(),
         }
     }
 
@@ -328,6 +335,15 @@ mod tests {
         let mut moved = base.clone();
         moved.interpreter.as_mut().unwrap().source = Source::Uv;
         assert_eq!(moved.digest(), base.digest());
+    }
+
+    #[test]
+    fn build_tools_are_in_the_lock_and_not_in_the_image() {
+        let tools = vec![LockedPackage { name: "g++".into(), ..plan().packages[0].clone() }];
+        let base = BasePlan { tools, ..plan() };
+        let lock = Lock::make(PYLOCK, Digest::of(b"i"), Digest::of(b"g"), None, &base).unwrap();
+        assert_eq!(lock.base(), &base);
+        assert_eq!(base.digest(), plan().digest());
     }
 
     #[test]

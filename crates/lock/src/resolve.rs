@@ -5,7 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use ringfence_image::error::Said;
-use ringfence_image::{BasePlan, Layer, Store, build_base, plan_base};
+use ringfence_image::{BasePlan, Layer, Store, build_base, build_tools, plan_base};
 use ringfence_model::digest::Hasher;
 use ringfence_model::manifest::{Dependencies, Image};
 use ringfence_model::work::{Progress, Runner, Step};
@@ -16,7 +16,7 @@ use crate::error::{LockError, OnPath};
 use crate::index::{self, Index, Indexes, host_of};
 use crate::infer;
 use crate::lockfile::{FILE_NAME, Lock};
-use crate::uv::{Run, Uv, core_reason, is_network};
+use crate::uv::{Run, Uv, core_reason, is_network, whole};
 
 /// What locking needs, besides the store.
 #[derive(Clone, Copy, Debug)]
@@ -288,6 +288,8 @@ impl Resolver<'_> {
             let path = source.join(name);
             fs::write(&path, text).on("write", &path)?;
         }
+        let mut layers = base.to_vec();
+        layers.extend(build_tools(store, plan, progress)?);
         let target = out.join(FILE_NAME);
         if let Some(old) = old.filter(|_| upgrade != Upgrade::All) {
             // Its versions are preferred, so that one new requirement moves nothing else.
@@ -321,7 +323,7 @@ impl Resolver<'_> {
             store,
             uv: self.uv,
             agent: &self.manifest.name,
-            base,
+            base: &layers,
             runner: self.runner,
             indexes: &indexes,
             hosts: &hosts,
@@ -362,7 +364,7 @@ fn failed(stderr: &str, denied: &[String], indexes: &Indexes) -> LockError {
         let index = indexes.all().last().map(Index::shown).unwrap_or_default();
         return LockError::IndexUnreachable { index, why: Said(reason) };
     }
-    LockError::Unresolvable { why: Said(reason) }
+    LockError::Unresolvable { why: Said(reason), whole: redacted(whole(stderr), indexes).into() }
 }
 
 /// Takes users and passwords of indexes out of a text.
@@ -419,7 +421,7 @@ mod tests {
         let indexes = Indexes { default: Index::new("https://u:pw@i.example/simple"), extra: vec![], links: vec![] };
         let solved =
             failed("error: No solution found\n  cause: Because x https://u:pw@i.example/simple", &[], &indexes);
-        assert!(matches!(&solved, LockError::Unresolvable { why } if !why.0.contains("pw")), "{solved:?}");
+        assert!(matches!(&solved, LockError::Unresolvable { why, .. } if !why.0.contains("pw")), "{solved:?}");
         let down = failed("error: Request failed after 3 retries", &["other.example".into()], &indexes);
         assert!(matches!(&down, LockError::IndexUnreachable { why, .. } if why.0.contains("denied: other.example")));
     }

@@ -212,6 +212,20 @@ pub(crate) fn core_reason(stderr: &str) -> String {
     }
 }
 
+/// All that `uv` says, without its frames, on one line; of very much, the beginning and the end.
+pub(crate) fn whole(stderr: &str) -> String {
+    const HALF: usize = 32 << 10;
+    let words: Vec<&str> = stderr
+        .lines()
+        .flat_map(|line| line.trim_start_matches([' ', '│', '├', '╰', '─', '▶', '×', '┃']).split_whitespace())
+        .collect();
+    let text = words.join(" ");
+    match (text.get(..HALF), text.len().checked_sub(HALF).and_then(|at| text.get(at..))) {
+        (Some(head), Some(tail)) if text.len() > 2 * HALF => format!("{head} … {tail}"),
+        _ => text,
+    }
+}
+
 /// Whether what `uv` says is that nobody answered.
 pub(crate) fn is_network(stderr: &str) -> bool {
     ["Request failed after", "Failed to fetch", "error sending request", "dns error", "tcp connect error", "timed out"]

@@ -36,6 +36,8 @@ pub enum Repair {
     Python,
     /// A library of the system is added to the base.
     SystemLibrary,
+    /// What builds a package from source is laid beneath its build; it is in no image.
+    BuildTool,
 }
 
 impl Repair {
@@ -57,6 +59,7 @@ impl Repair {
             Self::Wheel => "wheel",
             Self::Python => "python",
             Self::SystemLibrary => "system-library",
+            Self::BuildTool => "build-tool",
         }
     }
 }

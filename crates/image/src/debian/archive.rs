@@ -32,6 +32,11 @@ impl Drops {
         builder.build().map(Self).map_err(bad)
     }
 
+    /// Nothing: for what never goes into an image.
+    pub(crate) fn none() -> Self {
+        Self(Gitignore::empty())
+    }
+
     /// Digest of the list, for cache keys.
     pub(crate) fn text() -> &'static str {
         DROP

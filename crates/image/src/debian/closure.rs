@@ -19,6 +19,11 @@ impl Exclusions {
         Self::read(EXCLUDE)
     }
 
+    /// No name: for what never goes into an image.
+    pub(crate) const fn none() -> Self {
+        Self { exact: BTreeSet::new(), prefixes: Vec::new() }
+    }
+
     fn read(text: &str) -> Self {
         let names = text.lines().map(|l| l.split('#').next().unwrap_or_default().trim()).filter(|l| !l.is_empty());
         let (prefixes, exact): (Vec<&str>, Vec<&str>) = names.partition(|n| n.ends_with('*'));

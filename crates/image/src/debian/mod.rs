@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 mod closure;
+pub mod contents;
 pub(crate) mod packages;
 mod release;
 pub mod sources;
@@ -10,6 +11,7 @@ pub mod version;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -19,7 +21,7 @@ use ringfence_model::{Digest, manifest};
 use serde::{Deserialize, Serialize};
 
 use self::closure::{Exclusions, close};
-use self::packages::Packages;
+use self::packages::{Package, Packages};
 use self::sources::{DEFAULT_SUITE, Pocket, SUITES};
 use crate::error::{ImageError, OnPath, Said};
 use crate::fetch::{FetchError, Fetcher, redact};
@@ -74,6 +76,9 @@ pub struct BasePlan {
     /// Packages by name.
     #[serde(rename = "package")]
     pub packages: Vec<LockedPackage>,
+    /// Packages that build from source, in no image; no part of the digest.
+    #[serde(default, rename = "tool", skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<LockedPackage>,
 }
 
 /// One package of a plan.
@@ -94,6 +99,13 @@ pub struct LockedPackage {
     pub size: u64,
     /// Digest of the file.
     pub sha256: Digest,
+}
+
+impl From<Package> for LockedPackage {
+    fn from(package: Package) -> Self {
+        let Package { name, version, architecture, archive, path, size, sha256, .. } = package;
+        Self { name, version, architecture, archive, path, size, sha256 }
+    }
 }
 
 impl BasePlan {
@@ -155,13 +167,7 @@ pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress
     {
         return Err(no_python(store, wanted));
     }
-    let pockets = sources::pockets(&suite, image.mirror.as_deref(), release::apt())?;
-    let fetcher = Fetcher::new();
-    let mut packages = Packages::default();
-    for pocket in &pockets {
-        tell(progress, &format!("reading the package list of {}", pocket.suite), 0, None);
-        read_pocket(store, &fetcher, pocket, &mut packages, progress)?;
-    }
+    let packages = packages(store, &suite, image.mirror.as_deref(), progress)?;
     let debians = default_python(&packages, &suite)?;
     let python = image.python.clone().unwrap_or_else(|| debians.clone());
     let mut seeds: Vec<String> = SEEDS.iter().map(|s| (*s).to_owned()).collect();
@@ -185,26 +191,71 @@ pub fn plan_base(store: &Store, image: &manifest::Image, progress: &dyn Progress
     {
         return Err(ImageError::TwoPythons { package: package.name.clone(), python, debians });
     }
-    let packages = closed
-        .into_iter()
-        .map(|p| LockedPackage {
-            name: p.name,
-            version: p.version,
-            architecture: p.architecture,
-            archive: p.archive,
-            path: p.path,
-            size: p.size,
-            sha256: p.sha256,
-        })
-        .collect();
     Ok(BasePlan {
         suite,
         architecture: architecture().into(),
         python,
         mirror: image.mirror.clone(),
         interpreter,
-        packages,
+        packages: closed.into_iter().map(LockedPackage::from).collect(),
+        tools: Vec::new(),
     })
+}
+
+/// What every build from source finds: compilers, a shell, and the small programs that build scripts call.
+const TOOLS: [&str; 17] = [
+    "bash",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "findutils",
+    "g++",
+    "gcc",
+    "grep",
+    "gzip",
+    "make",
+    "mawk",
+    "patch",
+    "perl-base",
+    "pkg-config",
+    "sed",
+    "tar",
+];
+
+/// Adds to a plan what builds packages from source on top of it: compilers, Python's headers, and `wanted`.
+///
+/// # Errors
+/// [`ImageError`] of the mirror, or of packages that are not there.
+pub fn plan_tools(
+    store: &Store,
+    plan: &BasePlan,
+    wanted: &[String],
+    progress: &dyn Progress,
+) -> Result<BasePlan, ImageError> {
+    let packages = packages(store, &plan.suite, plan.mirror.as_deref(), progress)?;
+    let mut seeds: Vec<String> = TOOLS.iter().map(|s| (*s).to_owned()).collect();
+    if plan.interpreter.is_none() {
+        seeds.push(format!("libpython{}-dev", plan.python));
+    }
+    seeds.extend(wanted.iter().cloned());
+    let closed = close(&packages, &seeds, &Exclusions::none(), &plan.suite)?;
+    let there: BTreeSet<&str> = plan.packages.iter().map(|p| p.name.as_str()).collect();
+    let tools = closed.into_iter().filter(|p| !there.contains(p.name.as_str())).map(LockedPackage::from).collect();
+    Ok(BasePlan { tools, ..plan.clone() })
+}
+
+/// All packages of a suite.
+fn packages(store: &Store, suite: &str, mirror: Option<&str>, progress: &dyn Progress) -> Result<Packages, ImageError> {
+    let fetcher = Fetcher::new();
+    let mut packages = Packages::default();
+    let name = format!("binary-{}/Packages", architecture());
+    for list in lists(store, &fetcher, suite, mirror, &name, progress)? {
+        let mut text = String::new();
+        opened(&list)?.take(LIST_LIMIT).read_to_string(&mut text).on("read", &list.path)?;
+        packages.read(&text, list.archive).map_err(|why| ImageError::MirrorSyntax { url: redact(&list.url), why })?;
+    }
+    Ok(packages)
 }
 
 /// Whether a package is part of Debian's own Python.
@@ -225,48 +276,67 @@ fn tell(progress: &dyn Progress, doing: &str, done: u64, total: Option<u64>) {
     progress.tell(Step { name: "base".into(), doing: doing.into(), done, total });
 }
 
-/// Adds the packages of one pocket, after its signature was believed.
-fn read_pocket(
+/// A list of a suite, downloaded.
+struct List {
+    path: PathBuf,
+    url: String,
+    archive: Archive,
+}
+
+/// The lists of this name of all components of a suite, after the signatures of their pockets were believed. A pocket that has no
+/// such list is passed over, unless it is a list of packages.
+fn lists(
     store: &Store,
     fetcher: &Fetcher,
-    pocket: &Pocket,
-    packages: &mut Packages,
+    suite: &str,
+    mirror: Option<&str>,
+    name: &str,
     progress: &dyn Progress,
-) -> Result<(), ImageError> {
-    let url = pocket.dist("InRelease");
-    let page = match fetcher.page(&url, &[], RELEASE_LIMIT, progress) {
-        Err(e) if e.is_absent() && pocket.optional => return Ok(()),
-        other => other.map_err(|e| failed(&url, e))?,
-    };
-    let release = release::believe(store, pocket, &redact(&url), &page.body)?;
-    if !release.is_debian {
-        return Ok(());
-    }
-    for component in &pocket.components {
-        let (name, (digest, size)) = ["xz", "gz"]
-            .iter()
-            .map(|ending| format!("{component}/binary-{}/Packages.{ending}", architecture()))
-            .find_map(|name| release.files.get(&name).map(|file| (name.clone(), *file)))
-            .ok_or_else(|| ImageError::MirrorSyntax {
-                url: redact(&url),
-                why: format!("it lists no packages of `{component}` for {}", architecture()),
-            })?;
-        // By hash, so that a mirror that is being updated still has the list that the release file speaks of.
-        let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let urls = [pocket.dist(&format!("{folder}/by-hash/SHA256/{}", digest.hex())), pocket.dist(&name)];
-        let path = obtain(store, fetcher, &urls, &digest, size.min(LIST_LIMIT), progress, &|_| ())?;
-        let file = fs::File::open(&path).on("open", &path)?;
-        let mut reader: Box<dyn Read> = if name.ends_with(".xz") {
-            Box::new(liblzma::read::XzDecoder::new_multi_decoder(file))
-        } else {
-            Box::new(flate2::read::MultiGzDecoder::new(file))
+) -> Result<Vec<List>, ImageError> {
+    let mut lists = Vec::new();
+    for pocket in sources::pockets(suite, mirror, release::apt())? {
+        tell(progress, &format!("reading the package list of {}", pocket.suite), 0, None);
+        let url = pocket.dist("InRelease");
+        let page = match fetcher.page(&url, &[], RELEASE_LIMIT, progress) {
+            Err(e) if e.is_absent() && pocket.optional => continue,
+            other => other.map_err(|e| failed(&url, e))?,
         };
-        let mut text = String::new();
-        reader.by_ref().take(LIST_LIMIT).read_to_string(&mut text).on("read", &path)?;
-        let url = urls.into_iter().next_back().unwrap_or_default();
-        packages.read(&text, pocket.archive).map_err(|why| ImageError::MirrorSyntax { url: redact(&url), why })?;
+        let release = release::believe(store, &pocket, &redact(&url), &page.body)?;
+        if !release.is_debian {
+            continue;
+        }
+        for component in &pocket.components {
+            let found = ["xz", "gz"]
+                .iter()
+                .map(|ending| format!("{component}/{name}.{ending}"))
+                .find_map(|name| release.files.get(&name).map(|file| (name.clone(), *file)));
+            let Some((name, (digest, size))) = found else {
+                if !name.ends_with("/Packages") {
+                    continue;
+                }
+                return Err(ImageError::MirrorSyntax {
+                    url: redact(&url),
+                    why: format!("it lists no packages of `{component}` for {}", architecture()),
+                });
+            };
+            // By hash, so that a mirror that is being updated still has the list that the release file speaks of.
+            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let urls = [pocket.dist(&format!("{folder}/by-hash/SHA256/{}", digest.hex())), pocket.dist(&name)];
+            let path = obtain(store, fetcher, &urls, &digest, size.min(LIST_LIMIT), progress, &|_| ())?;
+            lists.push(List { path, url: pocket.dist(&name), archive: pocket.archive });
+        }
     }
-    Ok(())
+    Ok(lists)
+}
+
+/// A list's text.
+fn opened(list: &List) -> Result<Box<dyn Read>, ImageError> {
+    let file = fs::File::open(&list.path).on("open", &list.path)?;
+    Ok(if list.url.ends_with(".xz") {
+        Box::new(liblzma::read::XzDecoder::new_multi_decoder(file))
+    } else {
+        Box::new(flate2::read::MultiGzDecoder::new(file))
+    })
 }
 
 fn failed(url: &str, error: FetchError) -> ImageError {
@@ -287,7 +357,7 @@ fn obtain(
     size: u64,
     progress: &dyn Progress,
     tell: &(dyn Fn(u64) + Sync),
-) -> Result<std::path::PathBuf, ImageError> {
+) -> Result<PathBuf, ImageError> {
     let path = store.deb_path(digest);
     if path.exists() {
         if hash_file(&path)?.0 == *digest {
@@ -341,9 +411,14 @@ impl Write for Hashed {
     }
 }
 
-/// Makes sure that every package file of a plan is in the store, a few at a time.
-pub(crate) fn download(store: &Store, plan: &BasePlan, progress: &dyn Progress) -> Result<(), ImageError> {
-    let missing: Vec<&LockedPackage> = plan.packages.iter().filter(|p| !store.deb_path(&p.sha256).exists()).collect();
+/// Makes sure that the files of packages of a plan are in the store, a few at a time.
+pub(crate) fn download(
+    store: &Store,
+    plan: &BasePlan,
+    packages: &[LockedPackage],
+    progress: &dyn Progress,
+) -> Result<(), ImageError> {
+    let missing: Vec<&LockedPackage> = packages.iter().filter(|p| !store.deb_path(&p.sha256).exists()).collect();
     if missing.is_empty() {
         return Ok(());
     }

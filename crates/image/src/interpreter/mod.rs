@@ -213,6 +213,14 @@ pub fn host_pythons() -> Vec<String> {
     minors.into_iter().filter(|m| *m >= OLDEST).filter(there).map(|m| format!("3.{m}")).collect()
 }
 
+/// Minor versions of Python that a base may have here, oldest first: of Debian's suites, the store and this host.
+#[must_use]
+pub fn available_pythons(store: &Store) -> Vec<String> {
+    let of_suites = SUITES.iter().filter_map(|(_, python)| python.strip_prefix("3.")?.parse::<u32>().ok());
+    let here = (OLDEST..OLDEST + 24).filter(|minor| !candidates(store, &format!("3.{minor}")).is_empty());
+    of_suites.chain(here).collect::<BTreeSet<u32>>().into_iter().map(|minor| format!("3.{minor}")).collect()
+}
+
 /// Everything that can be had here, for people: suites, then the host.
 pub(crate) fn known(store: &Store) -> String {
     let mut known: Vec<String> = SUITES.iter().map(|(suite, p)| format!("{p} ({suite})")).collect();
@@ -221,6 +229,12 @@ pub(crate) fn known(store: &Store) -> String {
     host.retain(|p| SUITES.iter().all(|(_, of_suite)| p != of_suite));
     known.extend(host.into_iter().map(|p| format!("{p} (this host)")));
     known.join(", ")
+}
+
+/// The folder with the headers of a chosen interpreter, if this host has them.
+pub(crate) fn headers(store: &Store, chosen: &Interpreter, python: &str) -> Option<PathBuf> {
+    let of_version = candidates(store, python).into_iter().filter(|found| found.version == chosen.version);
+    of_version.map(|found| found.prefix.join(format!("include/python{python}"))).find(|headers| headers.is_dir())
 }
 
 /// Interpreters of a minor version, the preferred first: by source, then the newest patch level.

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringfence_image::{Layer, Store, TREE, VENV, build_app, build_base, environment, open_to_jobs, plan_base};
+use ringfence_image::{
+    BasePlan, Layer, Sought, Store, TREE, VENV, build_app, build_base, environment, open_to_jobs, package_of,
+    plan_base, plan_tools,
+};
 use ringfence_model::manifest::Kind;
 use ringfence_model::work::{Job, JobMount, Progress, Runner};
 use ringfence_model::{Bytes, Manifest};
@@ -107,10 +110,13 @@ impl Bench<'_> {
             Manifest { dependencies: world.dependencies.clone(), image: world.image.clone(), ..self.manifest.clone() };
         let declared = infer::requirements(self.folder, &world.dependencies)?;
         let kept = before.0.map(Lock::base).filter(|_| world.image == self.manifest.image && before.1.is_nothing());
-        let plan = match kept {
-            Some(plan) => plan.clone(),
+        let mut plan = match kept {
+            Some(plan) => BasePlan { tools: Vec::new(), ..plan.clone() },
             None => plan_base(self.store, &world.image, self.progress)?,
         };
+        if !world.tools.is_empty() {
+            plan = plan_tools(self.store, &plan, &world.tools, self.progress)?;
+        }
         let base = build_base(self.store, &plan, self.runner, self.progress)?;
         let lock = self.resolver().make(&declared, &world.dependencies, &plan, &base, before, self.inputs)?;
         let input = InstallInput { agent: &manifest.name, lock: &lock, base: &base, uv: self.uv };
@@ -127,6 +133,11 @@ impl Bench<'_> {
             probed.imports = self.probe(&manifest, &layers, "imports", modules)?.imports;
         }
         Ok(Tried { lock, probed, owners, stage, base })
+    }
+
+    /// Debian's package of a file, for the suite of a world; an unreachable mirror knows none.
+    pub(crate) fn package_of(&self, world: &World, sought: Sought<'_>) -> Option<String> {
+        package_of(self.store, &world.image, sought, self.progress).ok().flatten()
     }
 
     fn probe(

@@ -80,6 +80,17 @@ pub enum Cause {
         /// What is said.
         said: String,
     },
+    /// A library asks for a newer release of another one than it finds.
+    Floor {
+        /// The other one's distribution.
+        of: String,
+        /// The release from which it would do.
+        least: String,
+        /// Which library.
+        by: Owner,
+        /// What is said.
+        said: String,
+    },
     /// A library says itself what it lacks.
     Told {
         /// Distributions.
@@ -217,7 +228,7 @@ fn understand(raised: &Raised, own: &BTreeSet<String>) -> Meaning {
         }
         _ => {}
     }
-    if let Some(cause) = binary(raised, &by) {
+    if let Some(cause) = binary(raised, &by).or_else(|| floor(raised, &by)) {
         return Meaning::Wrong(cause);
     }
     // A library that is given nothing where it wants something: a setting that nobody gave.
@@ -281,7 +292,7 @@ fn import(raised: &Raised) -> Option<Cause> {
         let file = file.rsplit([' ', '/']).next().unwrap_or(file).to_owned();
         return Some(Cause::NoLibrary { file, by });
     }
-    if let Some(cause) = binary(raised, &by) {
+    if let Some(cause) = binary(raised, &by).or_else(|| floor(raised, &by)) {
         return Some(cause);
     }
     let distributions = told(message);
@@ -342,6 +353,46 @@ fn binary(raised: &Raised, by: &Owner) -> Option<Cause> {
         before.rsplit(' ').next()?.split('.').next()?.to_owned()
     };
     Some(Cause::Binary { of, by: by.clone(), said: cut(said) })
+}
+
+/// A library that asks for a newer release of another one.
+fn floor(raised: &Raised, by: &Owner) -> Option<Cause> {
+    let message = &raised.message;
+    let lower = message.to_lowercase();
+    if *by == Owner::Agent || !["requires", "required", "needs"].iter().any(|word| lower.contains(word)) {
+        return None;
+    }
+    let (of, least) = newer(message).or_else(|| at_least(message))?;
+    Some(Cause::Floor { of: crate::declared::normalise(&of), least, by: by.clone(), said: cut(message) })
+}
+
+/// `requires NumPy 2.0 or newer`, or `requires version '3.1' or newer of 'openpyxl'`.
+fn newer(message: &str) -> Option<(String, String)> {
+    let mark = [" or newer", " or later", " or higher", " or greater", " or above"];
+    let (at, mark) = mark.iter().find_map(|mark| Some((message.find(mark)?, mark)))?;
+    let (before, behind) = (message.get(..at)?, message.get(at + mark.len()..)?);
+    let mut words = before.split_whitespace().rev().map(plain);
+    let least = words.next().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let of = words.find(|word| !word.is_empty() && !word.eq_ignore_ascii_case("version"))?;
+    let of = match behind.trim_start().strip_prefix("of ") {
+        Some(rest) => plain(rest.split_whitespace().next()?),
+        None => of,
+    };
+    Some((of.to_owned(), least.to_owned()))
+}
+
+/// `tokenizers>=0.14 is required`.
+fn at_least(message: &str) -> Option<(String, String)> {
+    let (before, behind) = message.split_once(">=")?;
+    let of = plain(before.split_whitespace().next_back()?);
+    let end = behind.trim_start().find(|c: char| !(c.is_ascii_alphanumeric() || c == '.'));
+    let least = behind.trim_start().get(..end.unwrap_or(behind.trim_start().len()))?.trim_end_matches('.');
+    let named = !of.is_empty() && of.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    (named && least.starts_with(|c: char| c.is_ascii_digit())).then(|| (of.to_owned(), least.to_owned()))
+}
+
+fn plain(word: &str) -> &str {
+    word.trim_matches(|c: char| !c.is_ascii_alphanumeric())
 }
 
 /// A name that a module does not have.

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use pep440_rs::Version;
+use ringfence_image::Sought;
 pub use ringfence_model::diagnosis::Question;
 
 use super::cause::{Cause, Owner};
-use super::search::UNRELEASED;
+use super::fit::{Ground, PackageOf, other_python};
 use super::table::{self, Answer};
 use super::world::{Repair, Sure, World};
 use crate::declared::{name_of, normalise};
 use crate::history::{HistoryError, Past, Release, Span, Wanted};
-use crate::resolve::meant;
 
 /// Sonames whose package of Debian's is not named after them.
 const LIBRARIES: [(&str, &str); 8] = [
@@ -41,10 +41,16 @@ pub struct Known<'a> {
     pub own: &'a BTreeSet<String>,
     /// Names of what the folder declares.
     pub declared: &'a BTreeSet<String>,
+    /// What the folder declares.
+    pub requirements: &'a [String],
     /// The minor version of Python 3.
     pub minor: u8,
+    /// The minor versions of Python 3 that there are.
+    pub pythons: &'a [u8],
     /// Releases after it do not count.
     pub as_of: Option<Timestamp>,
+    /// Debian's package of a file.
+    pub package_of: &'a PackageOf<'a>,
 }
 
 /// Changes the world so that a cause is gone; `false` if nothing is known that would.
@@ -60,6 +66,9 @@ pub fn cure(
 ) -> Result<bool, HistoryError> {
     match cause {
         Cause::NoModule { module, by, told } => no_module(module, by, told, world, known, past, questions),
+        Cause::NoName { module, name, by } if table::is_standard(module) => {
+            Ok(of_python(&format!("{module}.{name}"), &shown(by, known), world, known))
+        }
         Cause::NoName { module, name, by } => {
             let whole = format!("{module}.{name}");
             let Some(distribution) = owner_of(&whole, known) else { return Ok(false) };
@@ -68,13 +77,15 @@ pub fn cure(
             held(&distribution, &whole, &why, world, known, past)
         }
         Cause::NoLibrary { file, by } => {
-            let Some(package) = library(file) else { return Ok(false) };
+            let found = (known.package_of)(Sought::Library(file)).or_else(|| library(file));
+            let Some(package) = found else { return Ok(false) };
             Ok(world.library(&package, format!("{} loads {file}", shown(by, known))))
         }
         Cause::Binary { of, by, said } if of == "numpy" => {
             let why = format!("{} was made for NumPy 1: {}", shown(by, known), first_line(said));
             Ok(world.bound(Repair::BinaryFit, "numpy<2", why, Sure::Certain))
         }
+        Cause::Floor { of, least, by, said } => floor(of, least, by, said, world, known, past),
         Cause::Told { distributions, by, said } => {
             let mut changed = false;
             for text in distributions {
@@ -105,10 +116,13 @@ fn no_module(
     questions: &mut Vec<Question>,
 ) -> Result<bool, HistoryError> {
     let first = module.split('.').next().unwrap_or(module);
-    if known.own.contains(first) || table::is_standard(module) {
+    if known.own.contains(first) {
         return Ok(false);
     }
     let wants = shown(by, known);
+    if table::is_standard(module) {
+        return Ok(of_python(module, &wants, world, known));
+    }
     if let Some(distribution) = owner_of(module, known) {
         let why = format!("{wants} imports `{module}`, which {distribution} no longer has");
         if let Some(span) = span(&distribution, module, known, past)? {
@@ -147,6 +161,115 @@ fn no_module(
         }
         Answer::Unknown => Ok(false),
     }
+}
+
+/// What Python had, and from which minor version on no more.
+const GONE: [(&str, u8); 42] = [
+    ("aifc", 13),
+    ("ast.Num", 14),
+    ("ast.Str", 14),
+    ("asynchat", 12),
+    ("asyncio.coroutine", 11),
+    ("asyncore", 12),
+    ("audioop", 13),
+    ("cgi", 13),
+    ("cgitb", 13),
+    ("chunk", 13),
+    ("collections.Callable", 10),
+    ("collections.Iterable", 10),
+    ("collections.Iterator", 10),
+    ("collections.Mapping", 10),
+    ("collections.MutableMapping", 10),
+    ("collections.MutableSequence", 10),
+    ("collections.MutableSet", 10),
+    ("collections.Sequence", 10),
+    ("collections.Set", 10),
+    ("crypt", 13),
+    ("distutils", 12),
+    ("fractions.gcd", 9),
+    ("imghdr", 13),
+    ("imp", 12),
+    ("inspect.formatargspec", 11),
+    ("inspect.getargspec", 11),
+    ("lib2to3", 13),
+    ("mailcap", 13),
+    ("nntplib", 13),
+    ("ossaudiodev", 13),
+    ("parser", 10),
+    ("pipes", 13),
+    ("pkgutil.ImpImporter", 12),
+    ("smtpd", 12),
+    ("sndhdr", 13),
+    ("spwd", 13),
+    ("sunau", 13),
+    ("telnetlib", 13),
+    ("typing.io", 13),
+    ("typing.re", 13),
+    ("uu", 13),
+    ("xdrlib", 13),
+];
+
+/// Takes a Python that has a module or a name of its own library: an older one of what went away, else the next newer.
+fn of_python(name: &str, wants: &str, world: &mut World, known: &Known<'_>) -> bool {
+    let ground = Ground {
+        requirements: known.requirements,
+        minor: known.minor,
+        pythons: known.pythons,
+        as_of: known.as_of,
+        package_of: known.package_of,
+    };
+    let below =
+        |(gone, _): &&(&str, u8)| name.strip_prefix(gone).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    match GONE.iter().find(below) {
+        Some((_, gone)) if known.minor >= *gone => {
+            if name.starts_with("distutils") {
+                let why = format!("{wants} imports `{name}`, which Python has no more and setuptools brings");
+                return world.add(Repair::OptionalDependency, "setuptools", why, Sure::Certain);
+            }
+            let why = format!("{wants} uses `{name}`, which Python has no more since 3.{gone}");
+            other_python(world, &ground, &|minor| minor < *gone, why)
+        }
+        Some(_) => false,
+        None => {
+            let why = format!("{wants} uses `{name}`, which Python 3.{} does not have yet", known.minor);
+            other_python(world, &ground, &|minor| minor > known.minor, why)
+        }
+    }
+}
+
+/// A newer release of what is too old, where nobody holds it; else an older one of what asks for it.
+fn floor(
+    of: &str,
+    least: &str,
+    by: &Owner,
+    said: &str,
+    world: &mut World,
+    known: &Known<'_>,
+    past: &mut Past<'_>,
+) -> Result<bool, HistoryError> {
+    let Owner::Package(package) = by else { return Ok(false) };
+    let (Some(library), Ok(least)) = (known.owners.get(package), least.parse::<Version>()) else { return Ok(false) };
+    let why = format!("{library} says so: {}", first_line(said));
+    if !known.owners.values().any(|owner| owner == of) {
+        // It is not there at all.
+        return Ok(
+            table::is_known(of) && world.add(Repair::OptionalDependency, &format!("{of}>={least}"), why, Sure::Certain)
+        );
+    }
+    let mut time_of = |name: &str, counts: &dyn Fn(&Release) -> bool| match past.releases(name) {
+        Err(HistoryError::Cancelled) => Err(HistoryError::Cancelled),
+        releases => {
+            Ok(releases.unwrap_or_default().iter().find(|release| release.is_usual() && counts(release)).cloned())
+        }
+    };
+    let Some(since) = time_of(of, &|release| release.version >= least)?.and_then(|release| release.time) else {
+        return Ok(false);
+    };
+    let Some(first) = time_of(library, &|release| release.time.is_some_and(|time| time > since))? else {
+        return Ok(false);
+    };
+    let why = format!("{why}; {of} {least} is of {}", day(since));
+    Ok(world.bound(Repair::BinaryFit, &format!("{library}<{}", first.version), why, Sure::Likely))
 }
 
 /// Holds a distribution to releases that have a module or a name.
@@ -232,62 +355,9 @@ fn day(time: Timestamp) -> String {
     time.to_string().chars().take(10).collect()
 }
 
-/// Changes the world so that it can be resolved; `false` if nothing is known that would.
-pub fn loosen(said: &str, world: &mut World, requirements: &[String]) -> bool {
-    if let Some(requirement) = said.strip_prefix(UNRELEASED).and_then(|rest| rest.split_once("`: ")) {
-        return unreleased(requirement.0, world);
-    }
-    if let Some(name) = missing(said) {
-        return world.leave_out(&name, format!("the package index has no `{name}`"));
-    }
-    let mut changed = false;
-    for requirement in requirements {
-        let Some(name) = name_of(requirement) else { continue };
-        let mentioned =
-            said.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c))).any(|word| normalise(word) == name);
-        if !mentioned {
-            continue;
-        }
-        if let Some((_, pinned)) = requirement.split_once("==") {
-            let version: String =
-                pinned.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || ".*".contains(*c)).collect();
-            let version = version.trim_end_matches(".*").to_owned();
-            let why = format!("`{requirement}` cannot be met: {}", first_line(said));
-            changed |= world.replace(Repair::PinConflict, &format!("{name}>={version}"), why, Sure::Likely);
-        } else if requirement.contains(['<', '>', '~']) {
-            let why = format!("`{requirement}` fights with the others: {}", first_line(said));
-            changed |= world.replace(Repair::PinConflict, &name, why, Sure::Likely);
-        }
-    }
-    changed
-}
-
-/// Lets a released distribution stand for a repository or a path that names it.
-fn unreleased(requirement: &str, world: &mut World) -> bool {
-    let Some(name) = meant(requirement) else { return false };
-    if !table::is_known(&name) {
-        return false;
-    }
-    let why = format!("`{requirement}` is no released distribution, and {name} is");
-    world.replace(Repair::Released, &name, why, Sure::Likely)
-}
-
-/// The distribution that an index does not have.
-fn missing(said: &str) -> Option<String> {
-    let (before, _) = said.split_once(" was not found in the package registry")?;
-    let name = before.rsplit(' ').next()?;
-    name_of(name)
-}
-
 #[cfg(test)]
 mod tests {
-    use ringfence_model::manifest::{Dependencies, Image};
-
     use super::*;
-
-    fn world() -> World {
-        World::plain(Dependencies::default(), Image { suite: None, mirror: None, python: None, packages: Vec::new() })
-    }
 
     #[test]
     fn libraries_have_packages() {
@@ -302,19 +372,5 @@ mod tests {
         ] {
             assert_eq!(library(file).as_deref(), package, "{file}");
         }
-    }
-
-    #[test]
-    fn what_cannot_be_resolved_is_loosened() {
-        let mut there = world();
-        assert!(loosen("Because nosuch was not found in the package registry and you require nosuch", &mut there, &[]));
-        assert_eq!(there.dependencies.exclude, ["nosuch"]);
-        let mut there = world();
-        let lines = ["httpx==0.27.0".to_owned(), "openai==1.0".into(), "six".into(), "idna>=3".into()];
-        let said = "Because openai==1.0 depends on httpx<0.26 and you require httpx==0.27.0, we can conclude";
-        assert!(loosen(said, &mut there, &lines));
-        assert_eq!(there.dependencies.overrides, ["httpx>=0.27.0", "openai>=1.0"]);
-        assert!(!loosen(said, &mut there, &lines), "once");
-        assert_eq!(there.changes.len(), 2);
     }
 }

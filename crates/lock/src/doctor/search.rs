@@ -11,15 +11,19 @@ use ringfence_model::work::Step;
 
 use super::attempt::{Before, Bench, Tried};
 use super::cause::{Cause, Verdict, judge};
-use super::cure::{Known, Question, cure, loosen};
-use super::table;
+use super::cure::{Known, Question, cure};
+use super::fit::{self, Misfit, fit};
 use super::world::World;
+use super::{table, worked};
 use crate::declared::name_of;
 use crate::error::{InferError, LockError};
 use crate::history::{HistoryError, Past};
 use crate::infer;
 use crate::resolve::Upgrade;
 use crate::syntax::{self, When};
+
+/// How many half years are gone back where nothing dates an agent.
+const LADDER: i64 = 7;
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +75,7 @@ impl Hints {
             modules: modules.into_iter().collect(),
             own: sources.local,
             requirements: declared.requirements.into_iter().map(|requirement| requirement.text).collect(),
-            worked_on: None,
+            worked_on: worked::worked_on(folder),
         })
     }
 }
@@ -81,8 +85,8 @@ impl Hints {
 pub struct Attempt {
     /// How the world differed from the one before, in words.
     pub what: String,
-    /// What came of it: a verdict, or why it could not be resolved or installed.
-    pub result: Result<Verdict, String>,
+    /// What came of it: a verdict, or why it cannot be resolved or installed.
+    pub result: Result<Verdict, Misfit>,
     /// How long it took.
     pub took: Duration,
 }
@@ -92,7 +96,7 @@ pub(crate) struct Outcome {
     /// The last world, or the one in which the agent starts.
     pub world: World,
     /// What came of it.
-    pub verdict: Result<Verdict, String>,
+    pub verdict: Result<Verdict, Misfit>,
     /// What was installed, where the agent starts, or its own code is why it does not.
     pub tried: Option<Tried>,
     /// All tries.
@@ -106,6 +110,9 @@ struct Search<'a, 'b> {
     bench: &'a Bench<'a>,
     hints: &'a Hints,
     past: &'a mut Past<'b>,
+    /// The minor version of Python 3 that the folder asks for, or that is usual.
+    minor: u8,
+    pythons: &'a [u8],
     limits: Limits,
     attempts: Vec<Attempt>,
     questions: Vec<Question>,
@@ -122,6 +129,23 @@ enum Other {
     Date(Timestamp, String),
 }
 
+/// What a search stands on.
+pub(crate) struct Ground<'a, 'b> {
+    /// What is known of the folder.
+    pub hints: &'a Hints,
+    /// The past of distributions.
+    pub past: &'a mut Past<'b>,
+    /// The minor version of Python 3 that is taken unless another one is chosen.
+    pub minor: u8,
+    /// The minor versions of Python 3 that there are.
+    pub pythons: &'a [u8],
+}
+
+/// `11` of `3.11`.
+pub(crate) fn minor_of(python: &str) -> u8 {
+    python.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(11)
+}
+
 /// Searches from `first` on; from `plain` where that is another and fails.
 ///
 /// # Errors
@@ -131,14 +155,16 @@ pub(crate) fn search(
     plain: &World,
     first: Option<World>,
     before: Before<'_>,
-    hints: &Hints,
-    past: &mut Past<'_>,
+    ground: Ground<'_, '_>,
     limits: Limits,
 ) -> Result<Outcome, LockError> {
+    let Ground { hints, past, minor, pythons } = ground;
     let mut search = Search {
         bench,
         hints,
         past,
+        minor,
+        pythons,
         limits,
         attempts: Vec::new(),
         questions: Vec::new(),
@@ -155,7 +181,7 @@ pub(crate) fn search(
 }
 
 /// Whether nothing is to be cured.
-const fn settles(verdict: &Result<Verdict, String>) -> bool {
+const fn settles(verdict: &Result<Verdict, Misfit>) -> bool {
     matches!(verdict, Ok(Verdict::Started | Verdict::Blocked(_) | Verdict::Broken(_)))
 }
 
@@ -174,10 +200,7 @@ impl Search<'_, '_> {
             }
             let mut next = match (&verdict, &tried) {
                 (Ok(Verdict::Failed(causes)), Some(tried)) => self.repaired(&world, causes, tried)?,
-                (Err(said), _) => {
-                    let mut next = world.clone();
-                    loosen(said, &mut next, &self.hints.requirements).then_some(next)
-                }
+                (Err(misfit), _) => self.fitted(&world, misfit)?,
                 _ => None,
             };
             if next.is_none() && !dated {
@@ -197,7 +220,7 @@ impl Search<'_, '_> {
         }
     }
 
-    fn ended(self, world: World, verdict: Result<Verdict, String>, tried: Option<Tried>) -> Outcome {
+    fn ended(self, world: World, verdict: Result<Verdict, Misfit>, tried: Option<Tried>) -> Outcome {
         Outcome { world, verdict, tried, attempts: self.attempts, questions: self.questions }
     }
 
@@ -206,7 +229,7 @@ impl Search<'_, '_> {
         &mut self,
         world: &World,
         before: Before<'_>,
-    ) -> Result<(Result<Verdict, String>, Option<Tried>), LockError> {
+    ) -> Result<(Result<Verdict, Misfit>, Option<Tried>), LockError> {
         let since = Instant::now();
         let what = world.changes.last().map_or("what is declared".to_owned(), |change| change.what.clone());
         let doing = format!("try {}: {what}", self.attempts.len() + 1);
@@ -214,17 +237,43 @@ impl Search<'_, '_> {
         self.bench.progress.tell(Step { name: "doctor".into(), doing, done, total: None });
         let (verdict, tried) = match self.bench.try_world(world, &self.hints.modules, before) {
             Ok(tried) => (Ok(judge(&tried.probed, &self.hints.own)), Some(tried)),
-            Err(error) => (Err(about_the_world(error)?), None),
+            Err(error) => (Err(Misfit::of(error)?), None),
         };
         self.attempts.push(Attempt { what, result: verdict.clone(), took: since.elapsed() });
         Ok((verdict, tried))
     }
 
+    /// The minor version of Python 3 of a world.
+    fn minor(&self, world: &World) -> u8 {
+        world.image.python.as_deref().map_or(self.minor, minor_of)
+    }
+
+    fn fitted(&mut self, world: &World, misfit: &Misfit) -> Result<Option<World>, LockError> {
+        let mut next = world.clone();
+        let ground = fit::Ground {
+            requirements: &self.hints.requirements,
+            minor: self.minor(world),
+            pythons: self.pythons,
+            as_of: world.dependencies.as_of,
+            package_of: &|sought| self.bench.package_of(world, sought),
+        };
+        Ok(fit(misfit, &mut next, &ground, self.past).map_err(called_off)?.then_some(next))
+    }
+
     fn repaired(&mut self, world: &World, causes: &[Cause], tried: &Tried) -> Result<Option<World>, LockError> {
-        let minor = tried.lock.base().python.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(11);
+        let minor = minor_of(&tried.lock.base().python);
         let declared = self.hints.requirements.iter().filter_map(|text| name_of(text)).collect();
         let as_of = world.dependencies.as_of;
-        let known = Known { owners: &tried.owners, own: &self.hints.own, declared: &declared, minor, as_of };
+        let known = Known {
+            owners: &tried.owners,
+            own: &self.hints.own,
+            declared: &declared,
+            requirements: &self.hints.requirements,
+            minor,
+            pythons: self.pythons,
+            as_of,
+            package_of: &|sought| self.bench.package_of(world, sought),
+        };
         let (mut next, mut changed) = (world.clone(), false);
         for cause in causes {
             changed |= cure(cause, &mut next, &known, self.past, &mut self.questions).map_err(called_off)?;
@@ -234,27 +283,42 @@ impl Search<'_, '_> {
     }
 
     /// Dates to go back to, the first to be tried last: when the code was last changed, when the newest of what is pinned was
-    /// released, just before what is missing went away, and some time earlier.
+    /// released, just before what is missing went away, and some time earlier. Without any of these, ever earlier years.
     fn dates(&mut self, plain: &World) -> Result<Vec<Other>, LockError> {
         let latest = plain.dependencies.as_of;
+        let pinned = self.newest_pin().map_err(called_off)?;
         let mut dates = Vec::new();
         if let Some(moment) = self.hints.worked_on {
             dates.push((moment, "when its code was last changed".to_owned()));
         }
-        if let Some((moment, what)) = self.newest_pin().map_err(called_off)? {
-            dates.push((moment, format!("when {what}, the newest that it pins, was released")));
+        if let Some((moment, what)) = &pinned {
+            dates.push((*moment, format!("when {what}, the newest that it pins, was released")));
         }
         if let Some(moment) = self.gone.first().and_then(|gone| gone.checked_sub(SignedDuration::from_secs(1)).ok()) {
             dates.push((moment, "just before what is missing went away".into()));
         }
-        let oldest = dates.iter().map(|(moment, _)| *moment).min();
-        for days in [60, 180] {
-            let earlier = oldest.and_then(|oldest| oldest.checked_sub(SignedDuration::from_hours(24 * days)).ok());
-            dates.extend(earlier.map(|moment| (moment, format!("{days} days before any of these"))));
+        let earlier = |from: Option<Timestamp>, days| from?.checked_sub(SignedDuration::from_hours(24 * days)).ok();
+        match dates.iter().map(|(moment, _)| *moment).min() {
+            Some(oldest) => {
+                dates.extend([60, 180].into_iter().filter_map(|days| {
+                    Some((earlier(Some(oldest), days)?, format!("{days} days before any of these")))
+                }))
+            }
+            None => {
+                let from = latest.unwrap_or_else(Timestamp::now);
+                let steps = (1..=LADDER).map(|step| step * 183);
+                let back = steps.filter_map(|days| Some((earlier(Some(from), days)?, format!("{days} days back"))));
+                dates.extend(back);
+            }
         }
-        dates.retain(|(moment, _)| latest.is_none_or(|latest| *moment < latest));
+        // What is pinned must be there.
+        let least = pinned.map(|(moment, _)| moment);
+        dates.retain(|(moment, _)| {
+            latest.is_none_or(|latest| *moment < latest) && least.is_none_or(|least| *moment >= least)
+        });
         // The newest first: old worlds carry old holes.
         dates.sort_by_key(|(moment, _)| *moment);
+        dates.dedup_by_key(|(moment, _)| *moment);
         Ok(dates.into_iter().map(|(moment, why)| Other::Date(moment, why)).collect())
     }
 
@@ -287,18 +351,6 @@ fn exact(requirement: &str) -> Option<(String, Version)> {
 fn called_off(_: HistoryError) -> LockError {
     LockError::from(ringfence_image::ImageError::Cancelled("searching"))
 }
-
-/// What is said of a world that cannot be, where another one may do better.
-fn about_the_world(error: LockError) -> Result<String, LockError> {
-    match error {
-        LockError::Unresolvable { why } | LockError::Install { why } => Ok(why.0),
-        LockError::Unsupported { requirement, why, .. } => Ok(format!("{UNRELEASED}{requirement}`: {why}")),
-        other => Err(other),
-    }
-}
-
-/// How [`LockError::Unsupported`] reads to [`loosen`].
-pub(super) const UNRELEASED: &str = "nothing released is meant by `";
 
 #[cfg(test)]
 mod tests {

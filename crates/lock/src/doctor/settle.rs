@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use ringfence_image::error::Said;
-use ringfence_image::{Layer, Store, build_base, plan_base};
+use ringfence_image::{Layer, Store, available_pythons, build_base, plan_base};
 use ringfence_model::Diagnosis;
 use ringfence_model::diagnosis::{Health, Locked, Try};
 use ringfence_model::work::{Progress, Runner, Step};
@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::attempt::{Bench, Tried};
 use super::cause::{Blocked, Cause, Owner, Verdict};
-use super::search::{Hints, Limits, Outcome, search};
+use super::fit::Misfit;
+use super::search::{Ground, Hints, Limits, Outcome, minor_of, search};
 use super::world::World;
 use crate::error::LockError;
 use crate::history::Past;
@@ -76,7 +77,10 @@ pub fn settle(
     plain.dependencies.as_of = wanted.as_of.or(input.as_of);
     let found_before = old.as_ref().and_then(Lock::recorded).filter(|_| input.upgrade != Upgrade::All);
     let first = found_before.filter(|found| !found.changes.is_empty()).map(|found| plain.clone().with(&found.changes));
-    let outcome = search(&bench, &plain, first, (old.as_ref(), input.upgrade), &hints, &mut past, limits)?;
+    let minor = minor_of(&plan.python);
+    let pythons: Vec<u8> = available_pythons(store).iter().map(|python| minor_of(python)).collect();
+    let ground = Ground { past: &mut past, hints: &hints, minor, pythons: &pythons };
+    let outcome = search(&bench, &plain, first, (old.as_ref(), input.upgrade), ground, limits)?;
     progress.tell(Step { name: "doctor".into(), doing: "done".into(), done: 1, total: Some(1) });
     conclude(input, outcome)
 }
@@ -165,7 +169,7 @@ fn recorded(lock: &Lock) -> Diagnosis {
     }
 }
 
-const fn health(verdict: &Result<Verdict, String>) -> Health {
+const fn health(verdict: &Result<Verdict, Misfit>) -> Health {
     match verdict {
         Ok(Verdict::Started) => Health::Starts,
         Ok(Verdict::Blocked(_)) => Health::Waits,
@@ -175,13 +179,13 @@ const fn health(verdict: &Result<Verdict, String>) -> Health {
 }
 
 /// What came of a try, in words.
-fn words(result: &Result<Verdict, String>) -> Vec<String> {
+fn words(result: &Result<Verdict, Misfit>) -> Vec<String> {
     match result {
         Ok(Verdict::Started) => vec!["it starts".into()],
         Ok(Verdict::Blocked(blocked)) => vec![format!("it starts, and waits for {}", waits(*blocked))],
         Ok(Verdict::Broken(cause)) => vec![format!("its own code raises an error: {}", told(cause))],
         Ok(Verdict::Failed(causes)) => causes.iter().map(told).collect(),
-        Err(said) => vec![format!("it cannot be installed: {}", one_line(said))],
+        Err(misfit) => vec![format!("it cannot be installed: {}", one_line(&misfit.said()))],
     }
 }
 
@@ -201,7 +205,9 @@ fn told(cause: &Cause) -> String {
         Cause::NoName { module, name, by } => format!("{} uses `{module}.{name}`, which is not there", who(by)),
         Cause::NoLibrary { file, by } => format!("{} loads the system's library {file}, which is not there", who(by)),
         Cause::Binary { of, by, said } => format!("{} was made for another {of}: {}", who(by), one_line(said)),
-        Cause::Told { by, said, .. } => format!("{} asks for more: {}", who(by), one_line(said)),
+        Cause::Floor { by, said, .. } | Cause::Told { by, said, .. } => {
+            format!("{} asks for more: {}", who(by), one_line(said))
+        }
         Cause::Call { said, by, .. } => format!("a call of {} does not fit: {}", who(by), one_line(said)),
         Cause::Syntax { by, at, said } => format!("the syntax of {} is of another Python, at {at}: {said}", who(by)),
         Cause::Other { kind, said, by } => format!("{} raises {kind}: {}", who(by), one_line(said)),

@@ -15,6 +15,8 @@ pub struct World {
     pub dependencies: Dependencies,
     /// Python and Debian packages.
     pub image: Image,
+    /// Debian packages that build from source, if anything is built with a compiler.
+    pub tools: Vec<String>,
     /// How it differs from what the folder says.
     pub changes: Vec<Change>,
     /// When what the agent misses went away.
@@ -25,7 +27,7 @@ impl World {
     /// What the folder says.
     #[must_use]
     pub const fn plain(dependencies: Dependencies, image: Image) -> Self {
-        Self { dependencies, image, changes: Vec::new(), gone: BTreeSet::new() }
+        Self { dependencies, image, tools: Vec::new(), changes: Vec::new(), gone: BTreeSet::new() }
     }
 
     /// What the folder says, and changes that were found earlier.
@@ -56,6 +58,9 @@ impl World {
                 }
                 Repair::SystemLibrary => {
                     self.library(&what, why);
+                }
+                Repair::BuildTool => {
+                    self.tool(&what, why);
                 }
             }
         }
@@ -135,7 +140,13 @@ impl World {
         dependencies.constraints.retain(|text| !learnt.contains(text.as_str()));
         dependencies.as_of = Some(moment);
         let changes = self.changes.iter().filter(|change| !learnt.contains(change.what.as_str())).cloned().collect();
-        let mut world = Self { dependencies, image: self.image.clone(), changes, gone: self.gone.clone() };
+        let mut world = Self {
+            dependencies,
+            image: self.image.clone(),
+            tools: self.tools.clone(),
+            changes,
+            gone: self.gone.clone(),
+        };
         world.changed(Repair::Date, &moment.to_string(), why, Sure::Likely);
         world
     }
@@ -147,6 +158,16 @@ impl World {
         }
         self.image.packages.push(package.to_owned());
         self.changed(Repair::SystemLibrary, package, why, Sure::Certain);
+        true
+    }
+
+    /// Builds from source with a package of Debian's, and with a compiler.
+    pub fn tool(&mut self, package: &str, why: String) -> bool {
+        if self.tools.iter().any(|text| text == package) {
+            return false;
+        }
+        self.tools.push(package.to_owned());
+        self.changed(Repair::BuildTool, package, why, Sure::Certain);
         true
     }
 }

@@ -24,8 +24,6 @@ pub(super) struct Prepared {
     pub digest: Digest,
     /// How long each step took.
     pub took_ms: BTreeMap<String, u64>,
-    /// What was found of its dependencies.
-    pub diagnosis: Diagnosis,
 }
 
 /// Locks the agent in a folder with versions with which it starts.
@@ -53,6 +51,8 @@ pub(super) fn lock(
     Ok(settle(store, &input, Limits::default(), &runner, progress)?.diagnosis)
 }
 
+/// Locks and builds the agent in a folder; `found` takes what was found of its dependencies, whether it starts or not.
+#[expect(clippy::too_many_arguments, reason = "each is another part of the supervisor")]
 pub(super) fn prepare(
     paths: &Paths,
     program: &Path,
@@ -61,6 +61,7 @@ pub(super) fn prepare(
     manifest: &Manifest,
     progress: &dyn Progress,
     called_off: &AtomicBool,
+    found: &mut Option<Box<Diagnosis>>,
 ) -> Result<Prepared, Report> {
     let mut took_ms = BTreeMap::new();
     let mut timed = |step: &str, since: Instant| {
@@ -80,7 +81,12 @@ pub(super) fn prepare(
     let began = Instant::now();
     say("lock", "reading what the agent declares");
     let input = LockInput { folder: &request.folder, manifest, uv: &uv, upgrade: Upgrade::Nothing, as_of: None };
-    let mut settled = settle(store, &input, Limits::default(), &runner, progress)?;
+    let mut settled = settle(store, &input, Limits::default(), &runner, progress).inspect_err(|error| {
+        if let LockError::Unstartable { found: tried, .. } = error {
+            *found = Some(tried.clone());
+        }
+    })?;
+    *found = Some(Box::new(settled.diagnosis.clone()));
     let locked = settled.lock.clone();
     timed("lock", began);
     go_on("locking")?;
@@ -123,5 +129,5 @@ pub(super) fn prepare(
     timed("app", began);
     go_on("building the image")?;
     store.tag(manifest.name.as_str(), &built.digest)?;
-    Ok(Prepared { digest: built.digest, took_ms, diagnosis: settled.diagnosis })
+    Ok(Prepared { digest: built.digest, took_ms })
 }

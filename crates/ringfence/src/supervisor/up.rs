@@ -191,8 +191,7 @@ impl Supervisor {
         };
         let telling = self.telling(&sink);
         let mut took = Took::default();
-        let prepared = self.prepare(&request, &manifest, &telling, &mut took).await?;
-        sink.send(&UpEvent::Locked(Box::new(prepared.diagnosis))).await;
+        let prepared = self.prepare(&request, &manifest, &telling, &sink, &mut took).await?;
         if let Some(before) = &before {
             if living {
                 self.end(before, Duration::from_secs(5)).await?;
@@ -260,8 +259,7 @@ impl Supervisor {
         let _busy = self.hold(&manifest.name)?;
         self.record_operator(caller, "build", super::about(&manifest.name), "begun")?;
         let telling = self.telling(&sink);
-        let prepared = self.prepare(&request, &manifest, &telling, &mut Took::default()).await?;
-        sink.send(&UpEvent::Locked(Box::new(prepared.diagnosis))).await;
+        let prepared = self.prepare(&request, &manifest, &telling, &sink, &mut Took::default()).await?;
         sink.send(&UpEvent::Built { image: prepared.digest.to_string() }).await;
         Ok(())
     }
@@ -386,13 +384,15 @@ impl Supervisor {
         request: &UpRequest,
         manifest: &Manifest,
         telling: &Arc<Telling>,
+        sink: &Sink<UpEvent>,
         took: &mut Took,
     ) -> Result<Prepared, Report> {
         let began = Instant::now();
         let me = self.myself()?;
         let (request, manifest, telling) = (request.clone(), manifest.clone(), Arc::clone(telling));
         let work = tokio::task::spawn_blocking(move || {
-            pipeline::prepare(
+            let mut found = None;
+            let prepared = pipeline::prepare(
                 &me.paths,
                 &me.program,
                 &me.store,
@@ -400,11 +400,17 @@ impl Supervisor {
                 &manifest,
                 telling.as_ref(),
                 &telling.called_off,
-            )
+                &mut found,
+            );
+            (prepared, found)
         });
-        let prepared = work.await.map_err(|e| step("build the image", &e));
+        let done = work.await.map_err(|e| step("build the image", &e));
         ringfence_sys::memory::trim_heap();
-        let prepared = prepared??;
+        let (prepared, found) = done?;
+        if let Some(found) = found {
+            sink.send(&UpEvent::Locked(found)).await;
+        }
+        let prepared = prepared?;
         for (name, ms) in &prepared.took_ms {
             took.0.insert(name.clone(), *ms);
         }

@@ -8,6 +8,7 @@ use ringfence_fleet::api::{UpEvent, UpReport, UpRequest};
 use ringfence_model::diagnosis::Health;
 use ringfence_model::manifest::{FILE_NAME, ManifestFile};
 use ringfence_model::{Diagnosis, Fault, Manifest, Report};
+use serde::Serialize;
 
 use crate::args::Up;
 use crate::connect;
@@ -25,6 +26,21 @@ pub async fn run(args: Up) -> Result<ExitCode, Report> {
         })
         .await;
     story.finish(result, args.output.json)
+}
+
+/// A start, as programs read it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    up: &'a UpReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diagnosis: Option<&'a Diagnosis>,
+}
+
+/// What is known of a start that failed, as programs read it.
+#[derive(Serialize)]
+struct Failed<'a> {
+    diagnosis: &'a Diagnosis,
 }
 
 /// A start, as it is shown.
@@ -54,6 +70,9 @@ impl Story {
     pub fn finish(self, result: Result<(), Report>, json: bool) -> Result<ExitCode, Report> {
         if let Err(report) = result {
             self.steps.failed();
+            if let Some(found) = self.found.as_ref().filter(|_| json) {
+                print::json(&Failed { diagnosis: found });
+            }
             // What it waited for when it was tried is most likely why it did not come up.
             let waits = self.found.filter(|found| matches!(found.health, Health::Waits | Health::Broken));
             return Err(match waits.and_then(|found| found.why) {
@@ -66,7 +85,7 @@ impl Story {
             return Err(Report::new("supervisor.lost", Fault::Us, "the supervisor ended without a report"));
         };
         if json {
-            print::json(&up);
+            print::json(&Shown { up: &up, diagnosis: self.found.as_ref() });
             return Ok(ExitCode::SUCCESS);
         }
         show(&up);

@@ -139,11 +139,24 @@ const SAID: usize = 600;
 /// Judges what happened. `own` are the first parts of the agent's own modules.
 #[must_use]
 pub fn judge(probed: &Probed, own: &BTreeSet<String>) -> Verdict {
+    let start = judge_start(probed, own);
+    let Verdict::Failed(mut causes) = start else { return start };
+    // What else is missing, so that one try answers it all. By itself it is nothing: not all that is imported is reached.
+    let failed = probed.imports.iter().filter(|import| !import.ok).filter_map(|import| import.error.as_ref());
+    for raised in failed {
+        match understand(raised, own) {
+            Meaning::Wrong(cause) if !causes.contains(&cause) => causes.push(cause),
+            _ => {}
+        }
+    }
+    Verdict::Failed(causes)
+}
+
+fn judge_start(probed: &Probed, own: &BTreeSet<String>) -> Verdict {
     let mut causes = BTreeSet::new();
     let mut blocked = BTreeSet::new();
     let mut broken = None;
-    let failed_imports = probed.imports.iter().filter(|import| !import.ok).filter_map(|import| import.error.as_ref());
-    for raised in probed.errors.iter().chain(failed_imports) {
+    for raised in &probed.errors {
         match understand(raised, own) {
             Meaning::Blocked(what) => drop(blocked.insert(what)),
             Meaning::Wrong(cause) => drop(causes.insert(cause)),

@@ -202,8 +202,10 @@ fn ends_without_a_word_are_told_apart() {
         error: Some(raised("ModuleNotFoundError", "No module named 'a'", &[])),
         missing_attribute: false,
     }];
-    let probed = Probed { imports, phase: Phase::Settled, ..Probed::default() };
-    assert!(matches!(judge(probed), Verdict::Failed(_)));
+    let settled = Probed { imports: imports.clone(), phase: Phase::Settled, ..Probed::default() };
+    assert_eq!(judge(settled), Verdict::Started, "not all that is imported is reached");
+    let silent = Probed { imports, exit: Some(1), ..Probed::default() };
+    assert!(matches!(judge(silent), Verdict::Failed(causes) if causes.len() == 2));
 }
 
 #[test]

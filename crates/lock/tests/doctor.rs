@@ -7,6 +7,8 @@
 #[path = "../../image/tests/fence/mod.rs"]
 mod fence;
 
+use std::path::Path;
+
 use fence::{Fence, folder};
 use ringfence_image::Store;
 use ringfence_lock::doctor::{Limits, Settled, settle};
@@ -29,8 +31,13 @@ impl Clinic {
         Self { store: Store::open(home.path()).unwrap(), fence: Fence::default(), uv, _home: home }
     }
 
-    fn settle(&self, source: &std::path::Path, more: &str, upgrade: Upgrade<'_>) -> Result<Settled, LockError> {
-        let text = format!("[agent]\nname = \"patient\"\nentry = [\"python3\", \"app.py\"]\n{more}");
+    fn settle(&self, source: &Path, more: &str, upgrade: Upgrade<'_>) -> Result<Settled, LockError> {
+        self.start(source, PLAIN, more, upgrade)
+    }
+
+    fn start(&self, source: &Path, entry: &str, more: &str, upgrade: Upgrade<'_>) -> Result<Settled, LockError> {
+        let kind = if entry == PLAIN { "" } else { "kind = \"asgi\"\n" };
+        let text = format!("[agent]\nname = \"patient\"\n{kind}entry = {entry}\n{more}");
         let manifest = Manifest::parse(&text, &|_| Err("none".into())).unwrap();
         let input = LockInput { folder: source, manifest: &manifest, uv: &self.uv, upgrade, as_of: None };
         settle(&self.store, &input, Limits::default(), &self.fence, &Silent)
@@ -50,44 +57,76 @@ fn has(lock: &Lock, name: &str) -> bool {
     lock.packages().iter().any(|package| package.name == name)
 }
 
+/// Settles the app of `tests/apps` that needs a repair, and gives the changes that were made.
+fn cured(clinic: &Clinic, app: &str, entry: &str) -> Settled {
+    let source = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps").join(app)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), source.path().join(file.file_name())).unwrap();
+    }
+    let settled = clinic.start(source.path(), entry, "", Upgrade::Nothing);
+    settled.unwrap_or_else(|error| panic!("{app}: {}", ringfence_model::Report::from(error)))
+}
+
+/// What is changed for an app: each change by its repair and how what is said begins.
+fn is_cured(clinic: &Clinic, app: &str, entry: &str, health: Health, changes: &[(Repair, &str)]) {
+    let settled = cured(clinic, app, entry);
+    let found = &settled.diagnosis;
+    assert_eq!(found.health, health, "{app}: {found:?}");
+    assert_eq!(found.changes.len(), changes.len(), "{app}: {found:?}");
+    for (change, (repair, what)) in found.changes.iter().zip(changes) {
+        assert!(change.repair == *repair && change.what.starts_with(what), "{app}: {found:?}");
+        assert!(!change.why.is_empty() && !found.wrong.is_empty(), "{app}: {found:?}");
+    }
+}
+
+const PLAIN: &str = r#"["python3", "app.py"]"#;
+
 #[test]
-fn agents_that_do_not_start_are_cured() {
+fn what_is_not_declared_is_added() {
     let clinic = Clinic::open();
-    // It starts: nothing is changed.
-    let settled = clinic.cure("import six\n", "six\n");
-    assert_eq!((settled.diagnosis.health, told(&settled)), (Health::Starts, vec![]), "{:?}", settled.diagnosis);
-    assert_eq!(settled.diagnosis.tries.len(), 1);
-
-    // It only waits for a key.
-    let settled = clinic.cure("import sys\nsys.exit('OPENAI_API_KEY is not set')\n", "six\n");
-    assert_eq!(settled.diagnosis.health, Health::Waits);
-    assert!(settled.diagnosis.why.as_deref().is_some_and(|why| why.contains("key")), "{:?}", settled.diagnosis);
-
-    // It imports what it does not declare.
-    let settled = clinic.cure("import yaml\n", "six\n");
-    assert_eq!(told(&settled), [(Repair::UndeclaredImport, "pyyaml")]);
-    assert!(has(&settled.lock, "pyyaml"));
-
-    // A library took a name out that another, or the agent, still uses.
-    let settled = clinic.cure("from werkzeug.urls import url_quote\n", "werkzeug\n");
-    assert_eq!(told(&settled), [(Repair::MovedName, "werkzeug<3.0.0")]);
-    assert!(settled.diagnosis.changes[0].why.contains("2023-09-30"), "{:?}", settled.diagnosis);
-    assert!(settled.diagnosis.wrong[0].contains("werkzeug.urls.url_quote"), "{:?}", settled.diagnosis);
-
+    is_cured(&clinic, "healthy", PLAIN, Health::Starts, &[]);
+    is_cured(&clinic, "undeclared-import", PLAIN, Health::Starts, &[(Repair::UndeclaredImport, "pyyaml")]);
+    let launched = r#"["uvicorn", "app:app", "--port", "8000"]"#;
+    is_cured(&clinic, "launcher", launched, Health::Starts, &[(Repair::Launcher, "uvicorn")]);
+    is_cured(&clinic, "optional-dependency", PLAIN, Health::Starts, &[(Repair::OptionalDependency, "httpx[http2]")]);
     // Python's packages no longer bring it, and the distribution that has it dropped it as well.
     let settled = clinic.cure("import pkg_resources\n", "six\n");
     let told_ = told(&settled);
     assert_eq!(told_[0], (Repair::UndeclaredImport, "setuptools"));
     assert!(told_[1].0 == Repair::MovedName && told_[1].1.starts_with("setuptools<"), "{told_:?}");
+    // It only waits for a key.
+    let settled = clinic.cure("import sys\nsys.exit('OPENAI_API_KEY is not set')\n", "six\n");
+    assert_eq!(settled.diagnosis.health, Health::Waits);
+    assert!(settled.diagnosis.why.as_deref().is_some_and(|why| why.contains("key")), "{:?}", settled.diagnosis);
+}
 
-    // A distribution that exists nowhere, pins that fight, and a repository.
-    let settled = clinic.cure("import six\n", "six\nringfence-no-such-distribution-9f3a\n");
-    assert_eq!(settled.diagnosis.changes[0].repair, Repair::LeftOut);
-    let settled = clinic.cure("import flask\n", "flask==2.0.0\nwerkzeug==0.16.0\n");
-    assert!(settled.diagnosis.changes.iter().any(|change| change.repair == Repair::PinConflict));
-    let settled = clinic.cure("import six\n", "git+https://github.example/benjaminp/six.git\n");
-    assert_eq!(told(&settled), [(Repair::Released, "six")]);
-    assert!(has(&settled.lock, "six"));
+#[test]
+fn what_drifted_is_held() {
+    let clinic = Clinic::open();
+    is_cured(&clinic, "moved-name", PLAIN, Health::Starts, &[(Repair::MovedName, "werkzeug<3.0.0")]);
+    is_cured(&clinic, "binary-fit", PLAIN, Health::Starts, &[(Repair::BinaryFit, "numpy<2")]);
+    is_cured(&clinic, "changed-call", PLAIN, Health::Starts, &[(Repair::ChangedCall, "httpx<0.28")]);
+    is_cured(&clinic, "date", PLAIN, Health::Starts, &[(Repair::Date, "2020-01-1")]);
+}
+
+#[test]
+fn what_cannot_be_resolved_is_loosened() {
+    let clinic = Clinic::open();
+    let settled = cured(&clinic, "pin-conflict", PLAIN);
+    assert!(told(&settled).iter().any(|(repair, _)| *repair == Repair::PinConflict), "{:?}", settled.diagnosis);
+    let nowhere = "ringfence-no-such-distribution-9f3a";
+    is_cured(&clinic, "left-out", PLAIN, Health::Starts, &[(Repair::LeftOut, nowhere)]);
+    is_cured(&clinic, "released", PLAIN, Health::Starts, &[(Repair::Released, "six")]);
+}
+
+#[test]
+fn what_does_not_build_is_built_or_stood_in_for() {
+    let clinic = Clinic::open();
+    is_cured(&clinic, "wheel", PLAIN, Health::Starts, &[(Repair::Wheel, "pyyaml==6")]);
+    is_cured(&clinic, "python", PLAIN, Health::Starts, &[(Repair::Python, "3.1")]);
+    let tools = [(Repair::BuildTool, "libpq-dev"), (Repair::SystemLibrary, "libpq5")];
+    is_cured(&clinic, "build-tool", PLAIN, Health::Waits, &tools);
 }
 
 #[test]

@@ -55,6 +55,11 @@ pub enum Cause {
         /// Distributions that the error's text says to install.
         told: Vec<String>,
     },
+    /// There is no such program to start the agent with.
+    NoProgram {
+        /// Its name.
+        program: String,
+    },
     /// The module is there, the name in it is not.
     NoName {
         /// The module.
@@ -220,6 +225,13 @@ enum Meaning {
 
 fn understand(raised: &Raised, own: &BTreeSet<String>) -> Meaning {
     let by = raised.frames.last().map_or(Owner::Agent, owner);
+    if raised.seen_in == "spawn"
+        && raised.name() == "FileNotFoundError"
+        && let Some(program) = between(&raised.message, "directory: '", "'")
+    {
+        let program = program.rsplit('/').next().unwrap_or(program).to_owned();
+        return Meaning::Wrong(Cause::NoProgram { program });
+    }
     // Whoever catches an error and raises another of a more general kind has not changed why.
     let missing = raised.chain.iter().rev().chain([raised]).filter(|r| is_import(r)).find_map(import);
     if let Some(cause) = missing.filter(|_| !is_wait(raised)) {

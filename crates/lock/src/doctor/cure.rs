@@ -66,6 +66,11 @@ pub fn cure(
 ) -> Result<bool, HistoryError> {
     match cause {
         Cause::NoModule { module, by, told } => no_module(module, by, told, world, known, past, questions),
+        Cause::NoProgram { program } => {
+            let Answer::Sure(distribution) = table::brings(&program.replace('-', "_")) else { return Ok(false) };
+            let why = format!("`{program}` starts the agent, and nothing that is declared brings it");
+            Ok(world.add(Repair::Launcher, distribution, why, Sure::Certain))
+        }
         Cause::NoName { module, name, by } if table::is_standard(module) => {
             Ok(of_python(&format!("{module}.{name}"), &shown(by, known), world, known))
         }
@@ -90,7 +95,8 @@ pub fn cure(
             let mut changed = false;
             for text in distributions {
                 let name = name_of(text).unwrap_or_default();
-                if table::is_known(&name) && !known.declared.contains(&name) {
+                // What is declared lacks at most its extras.
+                if table::is_known(&name) && (text.contains('[') || !known.declared.contains(&name)) {
                     let why = format!("{} says so: {}", shown(by, known), first_line(said));
                     changed |= world.add(Repair::OptionalDependency, text, why, Sure::Likely);
                 }

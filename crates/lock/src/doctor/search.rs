@@ -10,7 +10,7 @@ use ringfence_model::manifest::Dependencies;
 use ringfence_model::work::Step;
 
 use super::attempt::{Before, Bench, Tried};
-use super::cause::{Cause, Verdict, judge};
+use super::cause::{Cause, Owner, Verdict, judge};
 use super::cure::{Known, Question, cure};
 use super::fit::{self, Misfit, fit};
 use super::world::World;
@@ -180,6 +180,13 @@ pub(crate) fn search(
     search.run(plain, before)
 }
 
+/// Whether something is missing that no other release of anything installed brings: nobody knows what does.
+fn is_timeless(cause: &Cause, tried: &Tried) -> bool {
+    let Cause::NoModule { module, by: Owner::Agent, .. } = cause else { return false };
+    let first = module.split('.').next().unwrap_or(module);
+    !tried.owners.contains_key(first) && !matches!(table::brings(module), table::Answer::Sure(_))
+}
+
 /// Whether nothing is to be cured.
 const fn settles(verdict: &Result<Verdict, Misfit>) -> bool {
     matches!(verdict, Ok(Verdict::Started | Verdict::Blocked(_) | Verdict::Broken(_)))
@@ -203,11 +210,13 @@ impl Search<'_, '_> {
                 (Err(misfit), _) => self.fitted(&world, misfit)?,
                 _ => None,
             };
-            if next.is_none() && !dated {
+            let hopeless = matches!((&verdict, &tried), (Ok(Verdict::Failed(causes)), Some(tried)) if causes.iter().any(|cause| is_timeless(cause, tried)));
+            if next.is_none() && !dated && !hopeless {
                 dated = true;
-                self.others = self.dates(plain)?;
+                let told = !matches!(&verdict, Ok(Verdict::Failed(causes)) if causes.iter().all(|cause| matches!(cause, Cause::Silent { .. })));
+                self.others = self.dates(plain, told)?;
             }
-            if next.is_none() {
+            if next.is_none() && !hopeless {
                 next = self.others.pop().map(|other| match other {
                     Other::Date(moment, why) => world.dated(moment, why),
                 });
@@ -283,8 +292,9 @@ impl Search<'_, '_> {
     }
 
     /// Dates to go back to, the first to be tried last: when the code was last changed, when the newest of what is pinned was
-    /// released, just before what is missing went away, and some time earlier. Without any of these, ever earlier years.
-    fn dates(&mut self, plain: &World) -> Result<Vec<Other>, LockError> {
+    /// released, just before what is missing went away, and some time earlier. Without any of these, and if something is told of
+    /// what is wrong, ever earlier years.
+    fn dates(&mut self, plain: &World, told: bool) -> Result<Vec<Other>, LockError> {
         let latest = plain.dependencies.as_of;
         let pinned = self.newest_pin().map_err(called_off)?;
         let mut dates = Vec::new();
@@ -304,6 +314,7 @@ impl Search<'_, '_> {
                     Some((earlier(Some(oldest), days)?, format!("{days} days before any of these")))
                 }))
             }
+            None if !told => {}
             None => {
                 let from = latest.unwrap_or_else(Timestamp::now);
                 let steps = (1..=LADDER).map(|step| step * 183);

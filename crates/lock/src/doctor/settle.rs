@@ -202,6 +202,7 @@ const fn waits(blocked: Blocked) -> &'static str {
 fn told(cause: &Cause) -> String {
     match cause {
         Cause::NoModule { module, by, .. } => format!("{} imports `{module}`, which is not there", who(by)),
+        Cause::NoProgram { program } => format!("the agent is started with `{program}`, which is not there"),
         Cause::NoName { module, name, by } => format!("{} uses `{module}.{name}`, which is not there", who(by)),
         Cause::NoLibrary { file, by } => format!("{} loads the system's library {file}, which is not there", who(by)),
         Cause::Binary { of, by, said } => format!("{} was made for another {of}: {}", who(by), one_line(said)),

@@ -1,0 +1,5 @@
+"""Starts as it is."""
+
+import six
+
+print(six.__version__)

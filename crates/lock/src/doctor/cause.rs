@@ -384,11 +384,17 @@ fn binary(raised: &Raised, by: &Owner) -> Option<Cause> {
 fn floor(raised: &Raised, by: &Owner) -> Option<Cause> {
     let message = &raised.message;
     let lower = message.to_lowercase();
-    if *by == Owner::Agent || !["requires", "required", "needs"].iter().any(|word| lower.contains(word)) {
+    if !["requires", "required", "needs"].iter().any(|word| lower.contains(word)) {
         return None;
     }
-    let (of, least) = newer(message).or_else(|| at_least(message))?;
-    Some(Cause::Floor { of: crate::declared::normalise(&of), least, by: by.clone(), said: cut(message) })
+    // Compiled code leaves no frames: what it calls itself counts.
+    let called = message.split_once(" requires ").and_then(|(before, _)| before.split_whitespace().next_back());
+    let by = match called.map(plain).filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("this")) {
+        Some(name) if *by == Owner::Agent => Owner::Package(name.to_lowercase().replace('-', "_")),
+        _ => by.clone(),
+    };
+    let (of, least) = newer(message).or_else(|| at_least(message)).filter(|_| by != Owner::Agent)?;
+    Some(Cause::Floor { of: crate::declared::normalise(&of), least, by, said: cut(message) })
 }
 
 /// `requires NumPy 2.0 or newer`, or `requires version '3.1' or newer of 'openpyxl'`.

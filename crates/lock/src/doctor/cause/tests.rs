@@ -220,3 +220,28 @@ fn commands_in_sentences_are_read() {
         assert_eq!(told(text), want, "{text}");
     }
 }
+
+#[test]
+fn floors_are_read() {
+    let library = ["/opt/venv/lib/python3.11/site-packages/pandas/compat/_optional.py"];
+    for (said, frames, of, least, by) in [
+        ("pyarrow requires NumPy 2.0 or newer, found 1.26.4", &["/app/app.py"][..], "numpy", "2.0", "pyarrow"),
+        (
+            "Pandas requires version '3.1.0' or newer of 'openpyxl' (version '3.0.9' currently installed).",
+            &library[..],
+            "openpyxl",
+            "3.1.0",
+            "pandas",
+        ),
+        (
+            "tokenizers>=0.14 is required for a normal functioning of this module",
+            &library[..],
+            "tokenizers",
+            "0.14",
+            "pandas",
+        ),
+    ] {
+        let wanted = Cause::Floor { of: of.into(), least: least.into(), by: self::of(by), said: said.into() };
+        assert_eq!(cause("ImportError", said, frames), wanted);
+    }
+}

@@ -199,7 +199,8 @@ fn built(
 
 /// Builds with what the build asked for, if that can be told.
 fn tooled(said: &str, why: &str, world: &mut World, ground: &Ground<'_>) -> bool {
-    let compiler = ["gcc", "g++", "cc1plus", "clang", "compiler", "make: "].iter().any(|word| said.contains(word));
+    let words = ["gcc", "g++", "cc1plus", "clang", "compiler", "make: ", "'/bin/sh'"];
+    let compiler = words.iter().any(|word| said.contains(word));
     if world.tools.is_empty() && compiler {
         return world.tool("g++", why.to_owned());
     }

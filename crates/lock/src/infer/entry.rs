@@ -9,6 +9,7 @@ use ringfence_model::manifest::Kind;
 use super::imports;
 use super::source::{Source, Sources};
 use crate::declared::{Declared, Seen};
+use crate::doctor::table::{self, Answer};
 use crate::error::InferError;
 use crate::python::{self, Token};
 
@@ -347,7 +348,62 @@ pub(crate) fn start(
             _ => (words(&["python3", &file]), vec![]),
         },
     };
+    if matches!(candidate.kind, Kind::Streamlit | Kind::Chainlit | Kind::Gradio | Kind::Mcp | Kind::Script) {
+        let of_library = |module: &str| match table::brings(module) {
+            Answer::Sure(name) => declared.names(name) || launchers.contains(&name),
+            _ => false,
+        };
+        let paths = import_paths(source, sources, &of_library);
+        if !paths.is_empty() {
+            env.insert("PYTHONPATH".to_owned(), paths.join(":"));
+        }
+    }
     Start { entry, env, port, launchers }
+}
+
+/// Folders, as they are in the image, that must be on the module path beside the entry's own: what it imports is there.
+fn import_paths(entry: &Source, sources: &Sources, of_library: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let home = entry.parent();
+    if home.is_empty() {
+        return Vec::new();
+    }
+    let files: BTreeMap<&str, &Source> = sources.files.iter().map(|s| (s.path.as_str(), s)).collect();
+    let is_there = |base: &str, first: &str| {
+        let place = if base.is_empty() { first.to_owned() } else { format!("{base}/{first}") };
+        files.contains_key(format!("{place}.py").as_str())
+            || files
+                .range(format!("{place}/").as_str()..)
+                .next()
+                .is_some_and(|(p, _)| p.starts_with(&format!("{place}/")))
+    };
+    let mut bases = vec![home.to_owned()];
+    let (mut seen, mut queue) = (BTreeSet::from([entry.path.as_str()]), vec![entry]);
+    while let Some(file) = queue.pop() {
+        for import in imports::of(file).iter().filter(|import| !import.optional) {
+            let first = import.module.split('.').next().unwrap_or_default();
+            let base = match bases.iter().find(|base| is_there(base, first)) {
+                Some(base) => base.clone(),
+                None if of_library(first) => continue,
+                None => match ["", "src"].into_iter().find(|base| is_there(base, first)) {
+                    Some(base) => {
+                        bases.push(base.to_owned());
+                        base.to_owned()
+                    }
+                    None => continue,
+                },
+            };
+            // The files of the import: each package on the way, and the module.
+            let mut place = base;
+            for part in import.module.split('.') {
+                place = if place.is_empty() { part.to_owned() } else { format!("{place}/{part}") };
+                let found = [format!("{place}.py"), format!("{place}/__init__.py")];
+                let found = found.iter().filter_map(|path| files.get(path.as_str()));
+                queue.extend(found.filter(|file| seen.insert(file.path.as_str())));
+            }
+        }
+    }
+    let shown = |base: String| if base.is_empty() { "/app".to_owned() } else { format!("/app/{base}") };
+    bases.into_iter().skip(1).map(shown).collect()
 }
 
 fn wsgi(

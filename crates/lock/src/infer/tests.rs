@@ -222,3 +222,26 @@ fn the_manifest_reads_well() {
 fn a_script_without_anything_reads_well() {
     insta::assert_snapshot!(found(&[("hello.py", "print('hi')\n")]).to_toml());
 }
+
+#[test]
+fn modules_beside_the_entry_s_folder_are_found() {
+    let app = "import streamlit as st\nfrom src.core.config import KEY\nfrom near import x\nst.title(KEY)\n";
+    let files = [
+        ("src/streamlit/app.py", app),
+        ("src/streamlit/near.py", "x = 1\n"),
+        ("src/core/config.py", "from helpers import y\nKEY = 'k'\n"),
+        ("helpers.py", "y = 2\n"),
+        ("requirements.txt", "streamlit\n"),
+    ];
+    let paths = |files: Files<'_>, entry: &str| {
+        let options = Options { entry: Some(entry.into()), ..Options::default() };
+        looked(files, &options).unwrap().env.remove("PYTHONPATH")
+    };
+    assert_eq!(paths(&files, "src/streamlit/app.py").as_deref(), Some("/app"));
+    let below = [("jobs/run.py", MAIN), ("jobs/a.py", ""), ("src/lib/b.py", ""), ("requirements.txt", "six\n")];
+    assert_eq!(paths(&below, "jobs/run.py"), None);
+    let main = format!("import a\nfrom lib import b\n{MAIN}");
+    let below =
+        [("jobs/run.py", main.as_str()), ("jobs/a.py", ""), ("src/lib/b.py", ""), ("requirements.txt", "six\n")];
+    assert_eq!(paths(&below, "jobs/run.py").as_deref(), Some("/app/src"));
+}

@@ -479,8 +479,17 @@ fn is_own(module: &str, own: &BTreeSet<String>) -> bool {
 fn waits_for(kind: &str, text: &str) -> Option<Blocked> {
     let lower = text.to_lowercase();
     let any = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    let secret_kind =
-        ["Auth", "Credential", "Secret", "Unauthorized", "PermissionDenied", "Forbidden", "APIKey", "ApiKey"];
+    let secret_kind = [
+        "Auth",
+        "Credential",
+        "Secret",
+        "Unauthorized",
+        "PermissionDenied",
+        "Forbidden",
+        "APIKey",
+        "ApiKey",
+        "InvalidToken",
+    ];
     let named = kind == "KeyError" && is_setting(text);
     if named
         || secret_kind.iter().any(|word| kind.contains(word))

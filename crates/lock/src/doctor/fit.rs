@@ -194,7 +194,14 @@ fn built(
     {
         return Ok(true);
     }
-    Ok(tooled(said, &why("it is built with what it asks for"), world, ground))
+    if tooled(said, &why("it is built with what it asks for"), world, ground) {
+        return Ok(true);
+    }
+    // A later release may build where this one does not.
+    let there = |release: &&Release| ground.as_of.is_none_or(|moment| release.time.is_none_or(|time| time <= moment));
+    let later = releases.iter().filter(there).any(|release| release.is_usual() && release.version > *version);
+    let requirement = format!("{name}>{version}");
+    Ok(later && world.replace(Repair::Wheel, &requirement, why("a later release is taken"), Sure::Likely))
 }
 
 /// Builds with what the build asked for, if that can be told.

@@ -210,7 +210,11 @@ impl Search<'_, '_> {
                 (Err(misfit), _) => self.fitted(&world, misfit)?,
                 _ => None,
             };
-            let hopeless = matches!((&verdict, &tried), (Ok(Verdict::Failed(causes)), Some(tried)) if causes.iter().any(|cause| is_timeless(cause, tried)));
+            let hopeless = match (&verdict, &tried) {
+                (Ok(Verdict::Failed(causes)), Some(tried)) => causes.iter().any(|cause| is_timeless(cause, tried)),
+                (Err(Misfit::Unreleased { .. }), _) => true,
+                _ => false,
+            };
             if next.is_none() && !dated && !hopeless {
                 dated = true;
                 let told = !matches!(&verdict, Ok(Verdict::Failed(causes)) if causes.iter().all(|cause| matches!(cause, Cause::Silent { .. })));

@@ -345,10 +345,16 @@ pub(crate) fn start(
             "__main__.py" if !source.parent().is_empty() => {
                 (words(&["python3", "-m", &source.parent().replace('/', ".")]), vec![])
             }
+            _ if let Some((root, module)) = shadowed(source, sources) => {
+                env.insert("PYTHONPATH".to_owned(), root);
+                (words(&["python3", "-m", &module]), vec![])
+            }
             _ => (words(&["python3", &file]), vec![]),
         },
     };
-    if matches!(candidate.kind, Kind::Streamlit | Kind::Chainlit | Kind::Gradio | Kind::Mcp | Kind::Script) {
+    if !env.contains_key("PYTHONPATH")
+        && matches!(candidate.kind, Kind::Streamlit | Kind::Chainlit | Kind::Gradio | Kind::Mcp | Kind::Script)
+    {
         let of_library = |module: &str| match table::brings(module) {
             Answer::Sure(name) => declared.names(name) || launchers.contains(&name),
             _ => false,
@@ -359,6 +365,28 @@ pub(crate) fn start(
         }
     }
     Start { entry, env, port, launchers }
+}
+
+/// Where a package's program must be started from as a module, and its name: a neighbour of it hides a library that it imports, as a
+/// file run by its path finds its neighbours first.
+fn shadowed(entry: &Source, sources: &Sources) -> Option<(String, String)> {
+    let is_file = |path: String| sources.files.iter().any(|s| s.path == path);
+    let home = entry.parent();
+    let hidden = imports::of(entry).iter().any(|import| {
+        // `a.b.c` is a name of module `a.b`, which no file `a.py` has.
+        let first = import.module.split('.').next().unwrap_or_default();
+        import.module.matches('.').count() > 1 && is_file(format!("{home}/{first}.py"))
+    });
+    if !hidden || home.is_empty() || !is_file(format!("{home}/__init__.py")) {
+        return None;
+    }
+    let mut root = home;
+    while is_file(format!("{root}/__init__.py")) {
+        root = root.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+    let below = entry.path.strip_prefix(root)?.trim_start_matches('/').strip_suffix(".py")?;
+    let root = if root.is_empty() { "/app".to_owned() } else { format!("/app/{root}") };
+    Some((root, below.replace('/', ".")))
 }
 
 /// Folders, as they are in the image, that must be on the module path beside the entry's own: what it imports is there.

@@ -245,3 +245,15 @@ fn modules_beside_the_entry_s_folder_are_found() {
         [("jobs/run.py", main.as_str()), ("jobs/a.py", ""), ("src/lib/b.py", ""), ("requirements.txt", "six\n")];
     assert_eq!(paths(&below, "jobs/run.py").as_deref(), Some("/app/src"));
 }
+
+#[test]
+fn a_program_whose_neighbour_hides_a_library_is_started_as_a_module() {
+    let main = format!("from dspy.teleprompt import Few\n{MAIN}");
+    let options = Options { entry: Some("src/tool/run.py".into()), ..Options::default() };
+    let files = [("src/tool/run.py", main.as_str()), ("src/tool/dspy.py", ""), ("src/tool/__init__.py", "")];
+    let found = looked(&files, &options).unwrap();
+    assert_eq!(found.entry, ["python3", "-m", "tool.run"]);
+    assert_eq!(found.env["PYTHONPATH"], "/app/src");
+    let files = [("src/tool/run.py", main.as_str()), ("src/tool/other.py", ""), ("src/tool/__init__.py", "")];
+    assert_eq!(looked(&files, &options).unwrap().entry, ["python3", "src/tool/run.py"]);
+}

@@ -33,6 +33,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The description of the control API, which `ringfence_fleet::document` generates.
 const CONTROL_API: &str = "docs/reference/control-api.json";
 
+/// The list of threats, which names the test that shows each barrier.
+const THREATS: &str = "THREATS.md";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -90,7 +93,43 @@ fn check() -> usize {
             wrong += 1;
         }
     }
+    for name in unshown(std::path::Path::new(".")) {
+        eprintln!("error: `{THREATS}` names `{name}`, and no test and no file is called so");
+        wrong += 1;
+    }
     wrong
+}
+
+/// Which tests and source files the list of threats names that are not there.
+fn unshown(root: &std::path::Path) -> Vec<String> {
+    let text = std::fs::read_to_string(root.join(THREATS)).unwrap_or_default();
+    let (mut sources, mut files) = (String::new(), Vec::new());
+    for folder in ["crates", "testkit", "tests"] {
+        read(&root.join(folder), &mut sources, &mut files);
+    }
+    let quoted = text.split('`').skip(1).step_by(2).filter(|name| !name.contains(char::is_whitespace));
+    let missing = |name: &&str| {
+        let word = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if word && name.matches('_').count() > 2 {
+            // A test, or a trial that is named by a text.
+            return !sources.contains(&format!("fn {name}(")) && !sources.contains(&format!("\"{name}\""));
+        }
+        name.ends_with(".rs") && !name.contains(['{', '*']) && !files.iter().any(|file| file.ends_with(*name))
+    };
+    quoted.filter(missing).map(str::to_owned).collect()
+}
+
+/// Reads all Rust below a folder.
+fn read(folder: &std::path::Path, sources: &mut String, files: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            read(&path, sources, files);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            sources.push_str(&std::fs::read_to_string(&path).unwrap_or_default());
+            files.push(path.to_string_lossy().into_owned());
+        }
+    }
 }
 
 /// Our own crates that a manifest's `[dependencies]` names.
@@ -113,5 +152,14 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(CONTROL_API);
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text == ringfence_fleet::document::text(), "run `cargo run -p xtask -- write`");
+    }
+
+    #[test]
+    fn every_test_that_the_list_of_threats_names_is_there() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut sources = String::new();
+        read(&root.join("crates"), &mut sources, &mut Vec::new());
+        assert!(sources.contains("fn every_kind_is_found_and_started("), "the sources are read");
+        assert_eq!(unshown(&root), Vec::<String>::new());
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Component, Path};
 
+use pep440_rs::{Version, VersionSpecifiers};
 use serde::Serialize;
 
 use crate::error::InferError;
@@ -57,6 +58,9 @@ pub struct Declared {
     pub index_options: Vec<String>,
     /// Bounds on the Python version, such as `>=3.10`.
     pub python: Vec<Requirement>,
+    /// Lines that are no requirements as they stand, and what was made of each, for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Requirement>,
 }
 
 impl Declared {
@@ -239,8 +243,14 @@ fn requirements(
                 // The source itself is in the image; what it declares is read from its own files.
                 continue;
             }
+            if let Some(variable) = line.split_once("${").and_then(|(_, rest)| rest.split('}').next()) {
+                let why = format!("line {number} wants the environment variable `{variable}`, which no build gets");
+                return Err(bad(why));
+            }
+            let (text, note) = readable(&line);
+            into.notes.extend(note.map(|text| Requirement { text, seen: seen.clone() }));
             let target = if constraint { &mut into.constraints } else { &mut into.requirements };
-            target.push(Requirement { text: line, seen });
+            target.extend(text.map(|text| Requirement { text, seen }));
             continue;
         }
         let (option, value) = match line.find(|c: char| c == '=' || c.is_whitespace()) {
@@ -261,12 +271,79 @@ fn requirements(
                 into.index_options.push(format!("{option} {value}"));
             }
             "-e" | "--editable" if !is_local(value) => into.require(value, seen),
-            "-e" | "--editable" | "--no-cache-dir" | "--no-index" | "--only-binary" | "--no-binary"
-            | "--prefer-binary" | "--pre" | "--require-hashes" | "--trusted-host" | "--use-feature" => {}
+            "-e"
+            | "--editable"
+            | "--no-cache-dir"
+            | "--no-index"
+            | "--only-binary"
+            | "--no-binary"
+            | "--prefer-binary"
+            | "--pre"
+            | "--require-hashes"
+            | "--trusted-host"
+            | "--use-feature"
+            | "--no-deps"
+            | "--upgrade"
+            | "-U"
+            | "--user"
+            | "--break-system-packages"
+            | "--config-settings"
+            | "--global-option" => {}
+            // A rule, as people draw it below a heading.
+            rule if rule.bytes().all(|b| b == b'-') => {}
             other => return Err(bad(format!("line {number} has an option that is not known: `{other}`"))),
         }
     }
     Ok(())
+}
+
+/// A line as a requirement, or nothing; and what had to be made of it, if it is none as it stands.
+fn readable(line: &str) -> (Option<String>, Option<String>) {
+    let (head, hashes) = match line.find(" --") {
+        Some(at) => line.split_at(at),
+        None => (line, ""),
+    };
+    let head = head.trim();
+    let shown: String = head.chars().take(80).collect();
+    let Some(end) = name_of(head)
+        .and_then(|_| head.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c))).or(Some(head.len())))
+    else {
+        if head.contains("://") || head.starts_with('/') {
+            return (Some(line.to_owned()), None);
+        }
+        return (None, Some(format!("`{shown}` is no requirement, and is left out")));
+    };
+    let (name, rest) = head.split_at(end);
+    let (extras, rest) = match rest.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((extras, rest)) => (format!("[{extras}]"), rest),
+        None => (String::new(), rest),
+    };
+    let (bound, marker) = rest.split_once(';').map_or((rest, None), |(bound, marker)| (bound, Some(marker)));
+    let bound = bound.trim();
+    if let Some(place) = bound.strip_prefix('@') {
+        if place.trim().starts_with("file:") {
+            let what = format!("`{shown}` names a file of another machine; the released {name} is taken");
+            return (Some(format!("{name}{extras}")), Some(what));
+        }
+        return (Some(line.to_owned()), None);
+    }
+    let plain = bound.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).unwrap_or(bound);
+    if plain.is_empty() || plain.parse::<VersionSpecifiers>().is_ok() {
+        return (Some(line.to_owned()), None);
+    }
+    let mended = |bound: &str| {
+        let marker = marker.map(|marker| format!(" ;{marker}")).unwrap_or_default();
+        format!("{name}{extras}{bound}{marker}{hashes}")
+    };
+    // What conda exports, and what `pip list` prints.
+    let version = plain.strip_prefix('=').unwrap_or(plain).split('=').next().unwrap_or_default().trim();
+    if (plain.starts_with('=') || bound.len() < rest.len()) && version.parse::<Version>().is_ok() {
+        return (Some(mended(&format!("=={version}"))), Some(format!("`{shown}` is read as `{name}=={version}`")));
+    }
+    if plain.starts_with(['<', '>', '=', '!', '~']) {
+        return (Some(mended("")), Some(format!("`{shown}` has a bound that is none; any {name} is taken")));
+    }
+    (None, Some(format!("`{shown}` is no requirement, and is left out")))
 }
 
 /// Lines with continuations joined and comments taken off.
@@ -656,6 +733,29 @@ mod tests {
             ("x @ https://x.example", Some("x")),
         ] {
             assert_eq!(name_of(text).as_deref(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_that_are_no_requirements_are_mended_or_left_out() {
+        for (line, text, noted) in [
+            ("six", Some("six"), false),
+            ("six>=1.2 , <2 ; python_version > '3.8'", Some("six>=1.2 , <2 ; python_version > '3.8'"), false),
+            ("six (>=1.2)", Some("six (>=1.2)"), false),
+            ("uvicorn[standard]==0.30.1 --hash=sha256:aa", Some("uvicorn[standard]==0.30.1 --hash=sha256:aa"), false),
+            ("six @ https://f.example/six.whl", Some("six @ https://f.example/six.whl"), false),
+            ("git+https://g.example/six", Some("git+https://g.example/six"), false),
+            ("six @ file:///home/conda/six", Some("six"), true),
+            ("six=1.16.0=py_0", Some("six==1.16.0"), true),
+            ("six 1.16.0", Some("six==1.16.0"), true),
+            ("six=1.16.0 ; python_version > '3'", Some("six==1.16.0 ; python_version > '3'"), true),
+            ("six==latest", Some("six"), true),
+            ("pip install six", None, true),
+            ("===== tools =====", None, true),
+            ("Package    Version", None, true),
+        ] {
+            let (got, note) = readable(line);
+            assert_eq!((got.as_deref(), note.is_some()), (text, noted), "{line}: {note:?}");
         }
     }
 

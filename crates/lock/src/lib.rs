@@ -14,6 +14,7 @@ mod index;
 pub mod infer;
 mod install;
 mod lockfile;
+mod others;
 mod python;
 mod resolve;
 mod syntax;

@@ -107,6 +107,7 @@ fn what_drifted_is_held() {
     is_cured(&clinic, "moved-name", PLAIN, Health::Starts, &[(Repair::MovedName, "werkzeug<3.0.0")]);
     is_cured(&clinic, "binary-fit", PLAIN, Health::Starts, &[(Repair::BinaryFit, "numpy<2")]);
     is_cured(&clinic, "changed-call", PLAIN, Health::Starts, &[(Repair::ChangedCall, "httpx<0.28")]);
+    is_cured(&clinic, "other-lock", PLAIN, Health::Starts, &[(Repair::OtherLock, "Pipfile.lock")]);
     is_cured(&clinic, "date", PLAIN, Health::Starts, &[(Repair::Date, "2020-01-1")]);
 }
 
@@ -117,6 +118,10 @@ fn what_cannot_be_resolved_is_loosened() {
     assert!(told(&settled).iter().any(|(repair, _)| *repair == Repair::PinConflict), "{:?}", settled.diagnosis);
     let nowhere = "ringfence-no-such-distribution-9f3a";
     is_cured(&clinic, "left-out", PLAIN, Health::Starts, &[(Repair::LeftOut, nowhere)]);
+    let settled = clinic.cure("import six\n", "Package Version\n-------\nsix=1.16.0=py_0\nidna @ file:///tmp/idna\n");
+    let wrong = &settled.diagnosis.wrong;
+    assert!(wrong.len() == 3 && wrong[1].starts_with("requirements.txt:3: `six=1.16.0=py_0`"), "{wrong:?}");
+    assert!(settled.lock.packages().iter().any(|p| p.name == "six" && p.version.as_deref() == Some("1.16.0")));
     is_cured(&clinic, "released", PLAIN, Health::Starts, &[(Repair::Released, "six")]);
 }
 

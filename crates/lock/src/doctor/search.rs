@@ -127,6 +127,8 @@ struct Search<'a, 'b> {
 enum Other {
     /// Of this date.
     Date(Timestamp, String),
+    /// This one.
+    World(Box<World>),
 }
 
 /// What a search stands on.
@@ -197,7 +199,7 @@ impl Search<'_, '_> {
         let began = Instant::now();
         let mut world = plain.clone();
         let mut before = before;
-        let mut dated = false;
+        let (mut dated, mut locked) = (false, false);
         loop {
             let (verdict, tried) = self.attempt(&world, before)?;
             // Only the first world is the folder's own; the others are resolved afresh.
@@ -215,14 +217,24 @@ impl Search<'_, '_> {
                 (Err(Misfit::Unreleased { .. }), _) => true,
                 _ => false,
             };
-            if next.is_none() && !dated && !hopeless {
+            // Versions that somebody locked and used come before any that are thought out.
+            if !locked && !hopeless {
+                locked = true;
+                let mut pinned = plain.clone();
+                if pinned.pinned("what is declared does not start, and this is what was locked when it did".into()) {
+                    self.others.extend(next.take().map(|next| Other::World(Box::new(next))));
+                    next = Some(pinned);
+                }
+            }
+            if next.is_none() && self.others.is_empty() && !dated && !hopeless {
                 dated = true;
                 let told = !matches!(&verdict, Ok(Verdict::Failed(causes)) if causes.iter().all(|cause| matches!(cause, Cause::Silent { .. })));
                 self.others = self.dates(plain, told)?;
             }
             if next.is_none() && !hopeless {
                 next = self.others.pop().map(|other| match other {
-                    Other::Date(moment, why) => world.dated(moment, why),
+                    Other::Date(moment, why) => world.unpinned().dated(moment, why),
+                    Other::World(world) => *world,
                 });
             }
             let over = self.attempts.len() >= self.limits.attempts || began.elapsed() >= self.limits.time;

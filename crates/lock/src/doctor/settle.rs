@@ -19,6 +19,7 @@ use crate::history::Past;
 use crate::infer;
 use crate::install::{InstallInput, install, keep};
 use crate::lockfile::{Lock, Recorded};
+use crate::others;
 use crate::resolve::{Inputs, LockInput, Resolver, Upgrade, lock};
 
 /// A lock, and what was found while it was made.
@@ -75,6 +76,7 @@ pub fn settle(
     let mut past = Past::new(resolver.indexes(&declared, &plan, &base)?, progress);
     let mut plain = World::plain(wanted.clone(), input.manifest.image.clone());
     plain.dependencies.as_of = wanted.as_of.or(input.as_of);
+    plain.pins = others::pins(input.folder);
     let found_before = old.as_ref().and_then(Lock::recorded).filter(|_| input.upgrade != Upgrade::All);
     let first = found_before.filter(|found| !found.changes.is_empty()).map(|found| plain.clone().with(&found.changes));
     let minor = minor_of(&plan.python);
@@ -82,7 +84,8 @@ pub fn settle(
     let ground = Ground { past: &mut past, hints: &hints, minor, pythons: &pythons };
     let outcome = search(&bench, &plain, first, (old.as_ref(), input.upgrade), ground, limits)?;
     progress.tell(Step { name: "doctor".into(), doing: "done".into(), done: 1, total: Some(1) });
-    conclude(input, outcome)
+    let notes = declared.notes.iter().map(|note| format!("{}: {}", note.seen, note.text)).collect();
+    conclude(input, outcome, notes)
 }
 
 /// The dependencies layer of a lock: of what was installed when it was tried, if it was.
@@ -104,14 +107,11 @@ pub fn dependencies(
     }
 }
 
-fn conclude(input: &LockInput<'_>, outcome: Outcome) -> Result<Settled, LockError> {
+fn conclude(input: &LockInput<'_>, outcome: Outcome, notes: Vec<String>) -> Result<Settled, LockError> {
     let Outcome { world, verdict, tried, attempts, questions } = outcome;
-    let wrong: Vec<String> = attempts
-        .iter()
-        .take(attempts.len().saturating_sub(1))
-        .take(1)
-        .flat_map(|attempt| words(&attempt.result))
-        .collect();
+    let mut wrong = notes;
+    let first = attempts.iter().take(attempts.len().saturating_sub(1)).take(1);
+    wrong.extend(first.flat_map(|attempt| words(&attempt.result)));
     let tries = attempts
         .iter()
         .map(|attempt| Try {

@@ -7,6 +7,7 @@ pub use ringfence_model::diagnosis::{Change, Repair, Sure};
 use ringfence_model::manifest::{Dependencies, Image};
 
 use crate::declared::name_of;
+use crate::others::Pins;
 
 /// What the resolver is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,13 +22,15 @@ pub struct World {
     pub changes: Vec<Change>,
     /// When what the agent misses went away.
     pub(crate) gone: BTreeSet<Timestamp>,
+    /// What another tool's lock in the folder pins.
+    pub(crate) pins: Option<Pins>,
 }
 
 impl World {
     /// What the folder says.
     #[must_use]
     pub const fn plain(dependencies: Dependencies, image: Image) -> Self {
-        Self { dependencies, image, tools: Vec::new(), changes: Vec::new(), gone: BTreeSet::new() }
+        Self { dependencies, image, tools: Vec::new(), changes: Vec::new(), gone: BTreeSet::new(), pins: None }
     }
 
     /// What the folder says, and changes that were found earlier.
@@ -39,7 +42,10 @@ impl World {
                 Repair::UndeclaredImport | Repair::Launcher | Repair::OptionalDependency => {
                     self.add(repair, &what, why, sure);
                 }
-                Repair::MovedName | Repair::BinaryFit | Repair::ChangedCall | Repair::OtherLock => {
+                Repair::OtherLock => {
+                    self.pinned(why);
+                }
+                Repair::MovedName | Repair::BinaryFit | Repair::ChangedCall => {
                     self.bound(repair, &what, why, sure);
                 }
                 Repair::PinConflict | Repair::Released | Repair::Wheel => {
@@ -146,8 +152,32 @@ impl World {
             tools: self.tools.clone(),
             changes,
             gone: self.gone.clone(),
+            pins: self.pins.clone(),
         };
         world.changed(Repair::Date, &moment.to_string(), why, Sure::Likely);
+        world
+    }
+
+    /// Takes the versions of another tool's lock, where there is one.
+    pub fn pinned(&mut self, why: String) -> bool {
+        let Some(pins) = self.pins.clone().filter(|_| self.changes.iter().all(|c| c.repair != Repair::OtherLock))
+        else {
+            return false;
+        };
+        self.dependencies.constraints.extend(pins.pins);
+        self.changed(Repair::OtherLock, &pins.file, why, Sure::Likely);
+        true
+    }
+
+    /// The same without the versions of another tool's lock.
+    #[must_use]
+    pub fn unpinned(&self) -> Self {
+        let mut world = self.clone();
+        let pins: BTreeSet<&String> = self.pins.iter().flat_map(|pins| &pins.pins).collect();
+        if world.changes.iter().any(|change| change.repair == Repair::OtherLock) {
+            world.dependencies.constraints.retain(|text| !pins.contains(text));
+            world.changes.retain(|change| change.repair != Repair::OtherLock);
+        }
         world
     }
 

@@ -9,6 +9,7 @@
 pub mod declared;
 pub mod doctor;
 pub mod error;
+pub mod export;
 pub mod history;
 mod index;
 pub mod infer;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as Group, Parser, Subcommand};
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use ringfence_model::HostPattern;
 use ringfence_model::manifest::Kind;
@@ -57,6 +57,11 @@ pub enum Verb {
         after_help = "Examples:\n  ringfence lock examples/analyst\n  ringfence lock --check\n  ringfence lock --upgrade openai"
     )]
     Lock(Lock),
+    /// Write the lock as other platforms read it.
+    #[command(
+        after_help = "Examples:\n  ringfence export requirements examples/analyst > requirements.txt\n  ringfence export docker --out /tmp/image"
+    )]
+    Export(Export),
     /// List agents.
     #[command(after_help = "Example:\n  ringfence ps --json | jq '.[].agent'")]
     Ps(Json),
@@ -170,6 +175,37 @@ pub struct Lock {
     pub as_of: Option<Timestamp>,
     #[command(flatten)]
     pub output: Json,
+}
+
+/// `export`
+#[derive(Debug, Group)]
+pub struct Export {
+    /// For whom.
+    #[arg(value_enum)]
+    pub target: ExportTarget,
+    /// The agent's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// The manifest, if it is not the folder's `ringfence.toml`.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Where to write; else the agent's folder, and `requirements` are printed.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Replace files that are there and differ.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// For whom a lock is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportTarget {
+    /// pip's `requirements.txt`, with digests.
+    Requirements,
+    /// Streamlit's Community Cloud and Hugging Face's Spaces.
+    Streamlit,
+    /// A `Dockerfile`.
+    Docker,
 }
 
 /// `init`

@@ -448,3 +448,25 @@ fn an_agent_that_never_answers_is_ended_and_its_last_words_are_told() {
     assert!(refusal.text.contains("cause: it said: hello"), "{}", refusal.text);
     host.assert_nothing_half_made();
 }
+
+#[test]
+fn a_lock_that_is_absent_old_or_unfit_is_not_exported() {
+    let host = Host::new();
+    let folder = agent(&host, "parcel", "");
+    let refusal = host.turned_away(&["export", "requirements", &folder]);
+    assert_eq!(refusal.codes(), (2, "export.no_lock"), "{}", refusal.text);
+    host.ok(&["lock", &folder]);
+    assert!(host.ok(&["export", "requirements", &folder]).contains("pylock.toml"));
+    let refusal = host.turned_away(&["export", "streamlit", &folder]);
+    assert_eq!(refusal.codes(), (2, "export.unfit"), "{}", refusal.text);
+    let out = Path::new(&folder).join("out");
+    host.ok(&["export", "docker", &folder, "--out", out.to_str().unwrap()]);
+    assert!(fs::read_to_string(out.join("Dockerfile")).unwrap().contains("CMD [\"python3\", \"main.py\"]"));
+    fs::write(out.join("Dockerfile"), "FROM scratch\n").unwrap();
+    let refusal = host.turned_away(&["export", "docker", &folder, "--out", out.to_str().unwrap()]);
+    assert_eq!(refusal.codes(), (2, "export.there"), "{}", refusal.text);
+    host.ok(&["export", "docker", &folder, "--force", "--out", out.to_str().unwrap()]);
+    fs::write(Path::new(&folder).join("requirements.txt"), "six\n").unwrap();
+    let refusal = host.turned_away(&["export", "requirements", &folder]);
+    assert_eq!(refusal.codes(), (2, "export.old_lock"), "{}", refusal.text);
+}

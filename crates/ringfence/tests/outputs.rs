@@ -311,7 +311,7 @@ fn completions_for_bash_complete() {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    assert_eq!(offered("ringfence ex"), "explain exec");
+    assert_eq!(offered("ringfence ex"), "export explain exec");
     assert_eq!(offered("ringfence audit ver"), "verify");
     assert_eq!(offered("ringfence up --re"), "--replace");
     assert_eq!(offered("ringfence secret p"), "put");

@@ -219,6 +219,7 @@ const GONE: [(&str, u8); 42] = [
 fn of_python(name: &str, wants: &str, world: &mut World, known: &Known<'_>) -> bool {
     let ground = Ground {
         requirements: known.requirements,
+        imports: &BTreeSet::new(),
         minor: known.minor,
         pythons: known.pythons,
         as_of: known.as_of,

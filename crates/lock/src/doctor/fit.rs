@@ -76,6 +76,8 @@ impl Misfit {
 pub struct Ground<'a> {
     /// What the folder declares.
     pub requirements: &'a [String],
+    /// What it imports anywhere, and is not its own.
+    pub imports: &'a BTreeSet<String>,
     /// The minor version of Python 3.
     pub minor: u8,
     /// The minor versions of Python 3 that there are.
@@ -201,7 +203,20 @@ fn built(
     let there = |release: &&Release| ground.as_of.is_none_or(|moment| release.time.is_none_or(|time| time <= moment));
     let later = releases.iter().filter(there).any(|release| release.is_usual() && release.version > *version);
     let requirement = format!("{name}>{version}");
-    Ok(later && world.replace(Repair::Wheel, &requirement, why("a later release is taken"), Sure::Likely))
+    if later && world.replace(Repair::Wheel, &requirement, why("a later release is taken"), Sure::Likely) {
+        return Ok(true);
+    }
+    // What is declared and used nowhere is not missed.
+    let declared = ground.requirements.iter().any(|text| name_of(text).as_deref() == Some(name));
+    let mut modules = table::modules_of(name);
+    let plain = name.replace('-', "_");
+    modules.push(&plain);
+    let used = ground.imports.iter().any(|import| {
+        modules
+            .iter()
+            .any(|module| import.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    });
+    Ok(declared && !used && world.leave_out(name, why("nothing of the folder imports it, and it is left out")))
 }
 
 /// Builds with what the build asked for, if that can be told.
@@ -343,8 +358,14 @@ mod tests {
     fn fitted(said: &str, world: &mut World, requirements: &[&str]) -> bool {
         let requirements: Vec<String> = requirements.iter().map(|text| (*text).to_owned()).collect();
         let package_of = |_: Sought<'_>| None;
-        let ground =
-            Ground { requirements: &requirements, minor: 11, pythons: &PYTHONS, as_of: None, package_of: &package_of };
+        let ground = Ground {
+            requirements: &requirements,
+            imports: &BTreeSet::new(),
+            minor: 11,
+            pythons: &PYTHONS,
+            as_of: None,
+            package_of: &package_of,
+        };
         let mut past = Past::of("http://127.0.0.1:9/simple", &Silent).unwrap();
         fit(&told(said), world, &ground, &mut past).unwrap()
     }

@@ -47,6 +47,8 @@ pub struct Hints {
     pub own: BTreeSet<String>,
     /// What it imports as it starts, and is not its own.
     pub modules: Vec<String>,
+    /// What it imports anywhere, and is not its own.
+    pub imports: BTreeSet<String>,
     /// What it declares, as written.
     pub requirements: Vec<String>,
     /// Variables that it reads as keys.
@@ -62,7 +64,9 @@ impl Hints {
     /// [`InferError`] if it cannot be read.
     pub fn look(folder: &Path, wanted: &Dependencies) -> Result<Self, InferError> {
         let declared = infer::requirements(folder, wanted)?;
-        let sources = infer::sources(folder)?;
+        let mut sources = infer::sources(folder)?;
+        let hidden = infer::hidden(&sources);
+        sources.local.retain(|name| !hidden.contains(name));
         let starts = |import: &&syntax::Import| import.when == When::Start;
         let imports = sources.files.iter().flat_map(|source| source.syntax.imports.iter().filter(starts));
         let foreign = |module: &&String| {
@@ -70,8 +74,10 @@ impl Hints {
             !sources.local.contains(first) && !table::is_standard(first)
         };
         let modules: BTreeSet<String> = imports.map(|import| &import.module).filter(foreign).cloned().collect();
+        let all = sources.files.iter().flat_map(|source| &source.syntax.imports).map(|import| &import.module);
         Ok(Self {
             keys: infer::keys(&sources),
+            imports: all.filter(foreign).cloned().collect(),
             modules: modules.into_iter().collect(),
             own: sources.local,
             requirements: declared.requirements.into_iter().map(|requirement| requirement.text).collect(),
@@ -277,6 +283,7 @@ impl Search<'_, '_> {
         let mut next = world.clone();
         let ground = fit::Ground {
             requirements: &self.hints.requirements,
+            imports: &self.hints.imports,
             minor: self.minor(world),
             pythons: self.pythons,
             as_of: world.dependencies.as_of,

@@ -73,6 +73,12 @@ pub fn brings(module: &str) -> Answer {
     }
 }
 
+/// The modules that a distribution is known to bring.
+pub(crate) fn modules_of(distribution: &str) -> Vec<&'static str> {
+    let of = |rows: &Vec<Row>| rows.iter().any(|row| row.distribution == distribution);
+    modules().iter().filter(|(_, rows)| of(rows)).map(|(module, _)| *module).collect()
+}
+
 /// Whether a distribution is known to bring modules, so that a text that names it names something real.
 #[must_use]
 pub fn is_known(distribution: &str) -> bool {

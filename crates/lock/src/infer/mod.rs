@@ -13,7 +13,7 @@ mod version;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ringfence_model::AgentName;
@@ -141,6 +141,20 @@ pub fn requirements(folder: &Path, wanted: &Dependencies) -> Result<Declared, In
 /// The Python files of a folder.
 pub(crate) fn sources(folder: &Path) -> Result<source::Sources, InferError> {
     source::read(folder)
+}
+
+/// Names of files whose imports mean something else: `a.b.c` is a name of module `a.b`, which no file `a.py` has.
+pub(crate) fn hidden(sources: &source::Sources) -> BTreeSet<String> {
+    let is_there = |name: &str, folder: bool| {
+        let end = if folder { format!("{name}/") } else { format!("{name}.py") };
+        sources.files.iter().any(|s| match folder {
+            true => s.path.starts_with(&end) || s.path.contains(&format!("/{end}")),
+            false => s.path == end || s.path.ends_with(&format!("/{end}")),
+        })
+    };
+    let deep = sources.files.iter().flat_map(imports::of).filter(|import| import.module.matches('.').count() > 1);
+    let firsts: BTreeSet<String> = deep.filter_map(|i| i.module.split('.').next().map(str::to_owned)).collect();
+    firsts.into_iter().filter(|first| is_there(first, false) && !is_there(first, true)).collect()
 }
 
 /// Variables that sources read as keys.

@@ -7,6 +7,7 @@ mod doctor;
 mod down;
 mod exec;
 mod explain;
+mod export;
 mod freeze;
 mod host;
 mod init;
@@ -54,6 +55,7 @@ pub fn run(args: Args) -> Result<ExitCode, Report> {
         Verb::Host(args) => Ok(host::run(args)),
         Verb::Init(args) => init::run(args),
         Verb::Learn(args) => block_on(learn::run(args)),
+        Verb::Export(args) => export::run(&args),
         Verb::Lock(args) => block_on(lock::run(args)),
         Verb::Logs(args) => block_on(logs::run(args)),
         Verb::Policy(verb) => block_on(policy::run(verb)),

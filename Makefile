@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-gate lint build
+.PHONY: help setup demo test bench bench-gate bench-doctor eval-deploy lint build
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,13 @@ bench: setup ## print the numbers of SPEC.md
 
 bench-gate: setup ## measure the gate beside squid and hudsucker
 	@tools/bench-gate
+
+bench-doctor: setup ## measure how fast a folder is looked at
+	cargo bench --quiet --locked -p ringfence-lock --bench evidence
+
+eval-deploy: setup ## start real apps: CORPUS=FOLDER of checkouts, LIMIT=n
+	@cargo build --release --locked -p ringfence
+	@export RINGFENCE_UV="$$(tools/setup --uv)"; exec tools/eval-deploy --ringfence target/release/ringfence --corpus "$(CORPUS)" $(if $(LIMIT),--limit $(LIMIT))
 
 lint: ## format and clippy
 	cargo fmt --all --check

@@ -4,22 +4,23 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use ringfence_model::Digest;
 use ringfence_model::digest::Hasher;
-use ringfence_model::work::{Progress, Runner, Step};
+use ringfence_model::work::{Job, JobMount, Progress, Runner, Step};
+use ringfence_model::{Bytes, Digest};
 
 use crate::bytecode;
 use crate::debian::archive::{Drops, MERGED, extract};
 use crate::debian::{BasePlan, download, is_python};
-use crate::error::{ImageError, OnPath};
+use crate::error::{ImageError, OnPath, Said};
 use crate::interpreter;
-use crate::layer::{self, AGENT_ID, Layer};
+use crate::layer::{self, AGENT_ID, Layer, open_to_jobs};
 use crate::store::{Store, hash_file};
 use crate::tree::{put, put_link};
 
 /// Counts up when the same plan gives other bytes than before.
-const RECIPE: &str = "ringfence base 1\n";
+const RECIPE: &str = "ringfence base 2\n";
 
 /// Builds the base and python layers of a plan, lowest first.
 ///
@@ -53,6 +54,7 @@ pub fn build_base(
         extract(&store.deb_path(&package.sha256), &package.name, root, &drops)?;
     }
     finish_base(&base)?;
+    library_cache(store, runner, &base)?;
     tell(progress, "packing the base", total, total)?;
     let base = layer::commit(store, "base", &base, progress)?;
     if let Some(chosen) = &plan.interpreter {
@@ -159,6 +161,34 @@ fn certificates(root: &Path) -> Result<(), ImageError> {
     put(root, "etc/ssl/certs/ca-certificates.crt", &bundle)?;
     put_link(root, "usr/lib/ssl/cert.pem", "/etc/ssl/certs/ca-certificates.crt")?;
     put_link(root, "usr/lib/ssl/certs", "/etc/ssl/certs")
+}
+
+/// The loader's cache: by it `ldconfig -p`, and with that Python's `ctypes`, finds libraries by their names.
+fn library_cache(store: &Store, runner: &dyn Runner, base: &Path) -> Result<(), ImageError> {
+    const MOST: u64 = 16 << 20;
+    let stage = store.stage("ldconfig")?;
+    let out = stage.path().join("out");
+    fs::create_dir(&out).on("make folder", &out)?;
+    open_to_jobs(base)?;
+    let job = Job {
+        purpose: "ldconfig".into(),
+        layers: vec![base.to_owned(), store.bench()],
+        mounts: vec![JobMount { source: out.clone(), target: "/out".into(), writable: true }],
+        argv: ["/usr/sbin/ldconfig", "-i", "-X", "-C", "/out/ld.so.cache"].map(str::to_owned).into(),
+        env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
+        cwd: "/".into(),
+        hosts: Vec::new(),
+        memory: Bytes::gib(1),
+        timeout: Duration::from_secs(120),
+    };
+    let output = runner.run(&job).map_err(|report| ImageError::job("list the libraries", report))?;
+    let made = out.join("ld.so.cache");
+    let whole = fs::symlink_metadata(&made).is_ok_and(|meta| meta.is_file() && meta.len() <= MOST);
+    if output.code != 0 || !whole {
+        let said = Said(output.stderr.lines().next_back().unwrap_or("it wrote none").to_owned());
+        return Err(ImageError::LibraryCache { code: output.code, said });
+    }
+    put(base, "etc/ld.so.cache", &fs::read(&made).on("read", &made)?)
 }
 
 fn finish_python(root: &Path, python: &str) -> Result<(), ImageError> {

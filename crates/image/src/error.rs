@@ -31,6 +31,15 @@ pub enum ImageError {
     /// The work was called off.
     #[error("{0} was called off")]
     Cancelled(&'static str),
+    /// The lister of libraries ended badly.
+    #[error("cannot list the libraries of the base: `ldconfig` ended with code {code}")]
+    LibraryCache {
+        /// Exit code.
+        code: i32,
+        /// Its last words.
+        #[source]
+        said: Said,
+    },
     /// A job could not be run.
     #[error("cannot {doing} inside the fence")]
     Job {
@@ -262,6 +271,7 @@ impl Explain for ImageError {
             Self::Interpreter { .. } => "image.interpreter",
             Self::InterpreterMissing { .. } => "image.interpreter_missing",
             Self::Job { .. } => "image.job",
+            Self::LibraryCache { .. } => "image.library_cache",
             Self::MirrorGone { .. } => "mirror.gone",
             Self::MirrorHash { .. } => "mirror.hash",
             Self::MirrorSignature { .. } => "mirror.signature",
@@ -306,7 +316,7 @@ impl Explain for ImageError {
             | Self::MirrorSyntax { .. }
             | Self::MirrorUnreachable { .. }
             | Self::Unmet { .. } => Fault::Peer,
-            Self::Bytecode { .. } | Self::StoreSyntax { .. } => Fault::Us,
+            Self::Bytecode { .. } | Self::LibraryCache { .. } | Self::StoreSyntax { .. } => Fault::Us,
             Self::Job { report, .. } => report.0.fault,
         }
     }

@@ -24,6 +24,10 @@ const MINORS: std::ops::RangeInclusive<u8> = 8..=14;
 const STACK_A_BYTE: usize = 1 << 10;
 const STACK: usize = 8 << 20;
 
+/// Threads that read, and the fewest files that are worth one.
+const MAX_THREADS: usize = 4;
+const SHARE: usize = 32;
+
 /// When an import happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,10 +89,22 @@ pub(crate) struct Syntax {
 /// A source that could not be read, since no memory was left for that, is as if it were empty.
 pub(crate) fn read_all(sources: &[&str]) -> Vec<Syntax> {
     let largest = sources.iter().map(|s| s.len()).filter(|len| *len <= MAX_SOURCE).max().unwrap_or_default();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let share = sources.len().div_ceil(threads).max(SHARE);
     std::thread::scope(|scope| {
-        let work = || sources.iter().map(|source| read(source)).collect();
-        let thread = std::thread::Builder::new().stack_size(STACK + largest * STACK_A_BYTE).spawn_scoped(scope, work);
-        thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| vec![Syntax::default(); sources.len()])
+        let shares: Vec<_> = sources
+            .chunks(share)
+            .map(|share| {
+                let work = || share.iter().map(|source| read(source)).collect::<Vec<Syntax>>();
+                let stack = STACK + largest * STACK_A_BYTE;
+                (share, std::thread::Builder::new().stack_size(stack).spawn_scoped(scope, work).ok())
+            })
+            .collect();
+        let none = |share: &[&str]| vec![Syntax::default(); share.len()];
+        shares
+            .into_iter()
+            .flat_map(|(share, work)| work.and_then(|w| w.join().ok()).unwrap_or_else(|| none(share)))
+            .collect()
     })
 }
 
@@ -99,13 +115,18 @@ fn read(source: &str) -> Syntax {
     }
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let lines = Lines::of(source);
-    let parsed = parse(source, *MINORS.end());
+    // What the oldest reads, all do: no syntax went out since.
+    let mut parsed = parse(source, *MINORS.start());
+    let (mut least, mut greatest) = (None, None);
+    if !parsed.unsupported_syntax_errors().is_empty() {
+        parsed = parse(source, *MINORS.end());
+        (least, greatest) = versions(source, &lines, &parsed);
+    }
     let mut reader = Reader::new(&lines);
     if let Mod::Module(module) = parsed.syntax() {
         reader.visit_body(&module.body);
     }
     let (imports, uses) = reader.end();
-    let (least, greatest) = versions(source, &lines, &parsed);
     let python2 = is_python2(source);
     let broken = parsed.errors().first().map(|error| {
         let line = lines.at(error.location.start().to_usize());

@@ -21,6 +21,8 @@ const LINE: usize = 64 << 10;
 pub enum Sought<'a> {
     /// A shared library by its soname, such as `libGL.so.1`.
     Library(&'a str),
+    /// A shared library by its name without version, such as `portaudio`.
+    Named(&'a str),
     /// A shared library by what the linker is told, such as `z` of `-lz`.
     Linked(&'a str),
     /// A header by what `#include` says, such as `libpq-fe.h`.
@@ -40,6 +42,14 @@ impl Sought<'_> {
         };
         match self {
             Self::Library(name) => below(&["usr/lib", "lib"], name),
+            Self::Named(name) => {
+                let (folder, file) = path.rsplit_once('/')?;
+                let version = file.strip_prefix("lib")?.strip_prefix(name)?.strip_prefix(".so.")?;
+                let plain = version.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+                let place =
+                    ["usr/lib", "lib"].iter().position(|known| folder == *known || triplet(folder) == Some(*known))?;
+                plain.then_some(place)
+            }
             Self::Linked(name) => below(&["usr/lib"], &format!("lib{name}.so")),
             Self::Program(name) => below(&["usr/bin", "bin"], name),
             Self::PkgConfig(name) => below(&["usr/lib/pkgconfig", "usr/share/pkgconfig"], &format!("{name}.pc")),
@@ -110,6 +120,9 @@ mod tests {
             (Sought::Library("libGL.so.1"), format!("usr/lib/{triplet}/libGL.so.1"), Some(0)),
             (Sought::Library("libz.so.1"), format!("lib/{triplet}/libz.so.1"), Some(1)),
             (Sought::Library("libGL.so.1"), "usr/lib/other/libGL.so.1".into(), None),
+            (Sought::Named("portaudio"), format!("usr/lib/{triplet}/libportaudio.so.2"), Some(0)),
+            (Sought::Named("portaudio"), format!("usr/lib/{triplet}/libportaudiocpp.so.0"), None),
+            (Sought::Named("portaudio"), format!("usr/lib/{triplet}/libportaudio.so"), None),
             (Sought::Header("libpq-fe.h"), "usr/include/postgresql/libpq-fe.h".into(), Some(1)),
             (Sought::Header("zlib.h"), "usr/include/zlib.h".into(), Some(0)),
             (Sought::Header("zlib.h"), "usr/share/doc/zlib.h".into(), None),

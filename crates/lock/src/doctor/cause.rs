@@ -253,6 +253,9 @@ fn understand(raised: &Raised, own: &BTreeSet<String>) -> Meaning {
         }
         _ => {}
     }
+    if let Some(file) = library(&raised.message).filter(|_| by != Owner::Agent) {
+        return Meaning::Wrong(Cause::NoLibrary { file, by });
+    }
     if let Some(cause) = binary(raised, &by).or_else(|| floor(raised, &by)) {
         return Meaning::Wrong(cause);
     }
@@ -313,8 +316,7 @@ fn import(raised: &Raised) -> Option<Cause> {
             between(message, "from partially initialized module '", "'").or_else(|| between(message, "from '", "'"))?;
         return Some(Cause::NoName { module: module.into(), name: name.into(), by });
     }
-    if let Some((file, _)) = message.split_once(": cannot open shared object file") {
-        let file = file.rsplit([' ', '/']).next().unwrap_or(file).to_owned();
+    if let Some(file) = library(message) {
         return Some(Cause::NoLibrary { file, by });
     }
     if let Some(cause) = binary(raised, &by).or_else(|| floor(raised, &by)) {
@@ -378,6 +380,37 @@ fn binary(raised: &Raised, by: &Owner) -> Option<Cause> {
         before.rsplit(' ').next()?.split('.').next()?.to_owned()
     };
     Some(Cause::Binary { of, by: by.clone(), said: cut(said) })
+}
+
+/// A library of the system that is missing: its file, or `libNAME.so` where only its name is told.
+fn library(message: &str) -> Option<String> {
+    if let Some((file, _)) = message.split_once(": cannot open shared object file") {
+        return Some(file.rsplit([' ', '/', '\'', '"']).next().unwrap_or(file).to_owned());
+    }
+    let name = |name: &str| {
+        let name = plain(name).to_lowercase();
+        let name = name.strip_prefix("lib").unwrap_or(&name);
+        let named = name.len() > 1 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_+".contains(&b));
+        named.then(|| format!("lib{name}.so"))
+    };
+    for (mark, behind) in [
+        (" library not found", false),
+        (" shared library not found", false),
+        ("no library called ", true),
+        ("failed to find lib", true),
+        ("Unable to find lib", true),
+        ("unable to find the shared library ", true),
+    ] {
+        let Some(at) = message.find(mark) else { continue };
+        let word = match behind {
+            true => message.get(at + mark.len()..).and_then(|rest| rest.split_whitespace().next()),
+            false => message.get(..at).and_then(|rest| rest.split_whitespace().next_back()),
+        };
+        if let Some(file) = word.and_then(name) {
+            return Some(file);
+        }
+    }
+    None
 }
 
 /// A library that asks for a newer release of another one.

@@ -82,7 +82,11 @@ pub fn cure(
             held(&distribution, &whole, &why, world, known, past)
         }
         Cause::NoLibrary { file, by } => {
-            let found = (known.package_of)(Sought::Library(file)).or_else(|| library(file));
+            let sought = match file.strip_prefix("lib").and_then(|name| name.strip_suffix(".so")) {
+                Some(name) => Sought::Named(name),
+                None => Sought::Library(file),
+            };
+            let found = (known.package_of)(sought).or_else(|| library(file));
             let Some(package) = found else { return Ok(false) };
             Ok(world.library(&package, format!("{} loads {file}", shown(by, known))))
         }

@@ -179,7 +179,8 @@ fn built(
     let wheel_for =
         |release: &Release, minor: u8| release.takes(minor) && release.tags.iter().any(|tag| fits(tag, minor));
     let pinned = ground.requirements.iter().any(|text| name_of(text).as_deref() == Some(name) && text.contains("=="));
-    if let Some(release) = of.filter(|_| pinned)
+    // Of its time, a release had wheels for the Pythons of that time.
+    if let Some(release) = of.filter(|_| pinned || ground.as_of.is_some())
         && other_python(world, ground, &|minor| wheel_for(release, minor), why("that Python has a wheel of it"))
     {
         return Ok(true);

@@ -49,6 +49,8 @@ pub struct Hints {
     pub modules: Vec<String>,
     /// What it imports anywhere, and is not its own.
     pub imports: BTreeSet<String>,
+    /// Bounds on its Python, as written.
+    pub python: Vec<String>,
     /// What it declares, as written.
     pub requirements: Vec<String>,
     /// Variables that it reads as keys.
@@ -58,17 +60,19 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// Reads a folder.
+    /// Reads a folder of an agent that is started so.
     ///
     /// # Errors
     /// [`InferError`] if it cannot be read.
-    pub fn look(folder: &Path, wanted: &Dependencies) -> Result<Self, InferError> {
+    pub fn look(folder: &Path, wanted: &Dependencies, argv: &[String]) -> Result<Self, InferError> {
         let declared = infer::requirements(folder, wanted)?;
         let mut sources = infer::sources(folder)?;
         let hidden = infer::hidden(&sources);
         sources.local.retain(|name| !hidden.contains(name));
         let starts = |import: &&syntax::Import| import.when == When::Start;
-        let imports = sources.files.iter().flat_map(|source| source.syntax.imports.iter().filter(starts));
+        let reached = infer::reached(&sources, argv);
+        let run = sources.files.iter().filter(|source| reached.contains(&source.path));
+        let imports = run.flat_map(|source| source.syntax.imports.iter().filter(starts));
         let foreign = |module: &&String| {
             let first = module.split('.').next().unwrap_or_default();
             !sources.local.contains(first) && !table::is_standard(first)
@@ -79,6 +83,7 @@ impl Hints {
             keys: infer::keys(&sources),
             imports: all.filter(foreign).cloned().collect(),
             modules: modules.into_iter().collect(),
+            python: declared.python.iter().map(|bound| bound.text.clone()).collect(),
             own: sources.local,
             requirements: declared.requirements.into_iter().map(|requirement| requirement.text).collect(),
             worked_on: worked::worked_on(folder),

@@ -54,7 +54,7 @@ pub fn settle(
     if let Some(lock) = current {
         return Ok(Settled { diagnosis: recorded(lock), lock: lock.clone(), tried: None });
     }
-    let mut hints = Hints::look(input.folder, wanted)?;
+    let mut hints = Hints::look(input.folder, wanted, &input.manifest.entry)?;
     if !wanted.cure || (declared.requirements.is_empty() && hints.modules.is_empty()) {
         let lock = lock(store, input, runner, progress)?;
         return Ok(Settled { diagnosis: recorded(&lock), lock, tried: None });
@@ -80,7 +80,14 @@ pub fn settle(
     let found_before = old.as_ref().and_then(Lock::recorded).filter(|_| input.upgrade != Upgrade::All);
     let first = found_before.filter(|found| !found.changes.is_empty()).map(|found| plain.clone().with(&found.changes));
     let minor = minor_of(&plan.python);
-    let pythons: Vec<u8> = available_pythons(store).iter().map(|python| minor_of(python)).collect();
+    let mut pythons: Vec<String> = available_pythons(store);
+    // What the folder says of its Python holds, where there is one of which it is true.
+    let meant = |python: &&String| hints.python.iter().all(|bound| infer::takes_python(bound, python));
+    let bounded: Vec<String> = pythons.iter().filter(meant).cloned().collect();
+    if !bounded.is_empty() {
+        pythons = bounded;
+    }
+    let pythons: Vec<u8> = pythons.iter().map(|python| minor_of(python)).collect();
     let ground = Ground { past: &mut past, hints: &hints, minor, pythons: &pythons };
     let outcome = search(&bench, &plain, first, (old.as_ref(), input.upgrade), ground, limits)?;
     progress.tell(Step { name: "doctor".into(), doing: "done".into(), done: 1, total: Some(1) });

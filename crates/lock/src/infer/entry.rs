@@ -148,11 +148,27 @@ fn web(source: &Source, sources: &Sources) -> Option<Candidate> {
         port: port(source),
         seen: Seen::new(&source.path, line),
     };
-    let any = |pattern: &str| source.lines.iter().any(|l| !python::find(l, pattern).is_empty());
+    let speaks = [
+        "chainlit",
+        "streamlit",
+        "gradio",
+        "FastAPI",
+        "Litestar",
+        "Quart",
+        "Starlette",
+        "FastHTML",
+        "Bottle",
+        "Flask",
+        "sgi_application",
+    ];
+    if !speaks.iter().any(|word| source.has(word)) {
+        return None;
+    }
+    let any = |pattern: &str| source.lines().iter().any(|l| !python::find(l, pattern).is_empty());
     let gradio_mounted = any("mount_gradio_app (") || any("mount_chainlit (");
     if !gradio_mounted {
         if let Some(line) = line_of("chainlit")
-            && source.lines.iter().any(|l| l.is_op(0, '@') && l.name(3).is_some_and(|n| n.starts_with("on_")))
+            && source.lines().iter().any(|l| l.is_op(0, '@') && l.name(3).is_some_and(|n| n.starts_with("on_")))
         {
             return Some(candidate(Kind::Chainlit, line));
         }
@@ -172,7 +188,7 @@ fn web(source: &Source, sources: &Sources) -> Option<Candidate> {
         }
     }
     for (pattern, kind) in [("$n = get_asgi_application (", Kind::Asgi), ("$n = get_wsgi_application (", Kind::Wsgi)] {
-        if let Some(caught) = source.lines.iter().find_map(|l| python::begins(l, pattern)) {
+        if let Some(caught) = source.lines().iter().find_map(|l| python::begins(l, pattern)) {
             return Some(Candidate { object: caught.texts.first().cloned(), ..candidate(kind, caught.line) });
         }
     }
@@ -182,7 +198,7 @@ fn web(source: &Source, sources: &Sources) -> Option<Candidate> {
 /// `app = FastAPI(…)` at the top, or a function `create_app` that makes one.
 fn application(source: &Source, makers: &[&str]) -> Option<(String, bool, usize)> {
     for maker in makers {
-        for line in source.lines.iter().filter(|l| l.indent == 0) {
+        for line in source.lines().iter().filter(|l| l.indent == 0) {
             for pattern in [format!("$n = {maker} ("), format!("$n = $n . {maker} (")] {
                 if let Some(caught) = python::begins(line, &pattern) {
                     return Some((caught.texts.first()?.clone(), false, caught.line));
@@ -193,19 +209,19 @@ fn application(source: &Source, makers: &[&str]) -> Option<(String, bool, usize)
                 return Some((caught.texts.first()?.clone(), false, caught.line));
             }
         }
-        let within = source.lines.iter().position(|l| {
+        let within = source.lines().iter().position(|l| {
             l.indent > 0
                 && (!python::find(l, &format!("= {maker} (")).is_empty()
                     || !python::find(l, &format!("return {maker} (")).is_empty())
         });
         if let Some(at) = within {
-            let before = source.lines.get(..at).unwrap_or_default();
+            let before = source.lines().get(..at).unwrap_or_default();
             let maker = before.iter().rev().find(|l| l.indent == 0)?;
             if maker.first() == Some("def") && maker.name(1).is_some_and(|n| n.contains("app") || n.contains("create"))
             {
                 // `app = create_app()` at the top is plainer than a factory.
                 let name = maker.name(1)?.to_owned();
-                let made = source.lines.iter().filter(|l| l.indent == 0);
+                let made = source.lines().iter().filter(|l| l.indent == 0);
                 for line in made {
                     if let Some(caught) = python::begins(line, &format!("$n = {name} (")) {
                         return Some((caught.texts.first()?.clone(), false, caught.line));
@@ -219,7 +235,7 @@ fn application(source: &Source, makers: &[&str]) -> Option<(String, bool, usize)
 }
 
 fn script(source: &Source) -> Option<Candidate> {
-    let guard = source.lines.iter().find(|l| l.indent == 0 && l.first() == Some("if") && l.has_name("__name__"));
+    let guard = source.lines().iter().find(|l| l.indent == 0 && l.first() == Some("if") && l.has_name("__name__"));
     let line = match (guard, source.file_name()) {
         (Some(guard), _) => guard.number,
         (None, "__main__.py") => 1,
@@ -231,29 +247,65 @@ fn script(source: &Source) -> Option<Candidate> {
 
 /// Files that other files of the folder import.
 fn imported_files(sources: &Sources) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for source in &sources.files {
-        let relative = source.lines.iter().filter(|l| l.first() == Some("from") && l.is_op(1, '.')).filter_map(|l| {
-            let name = l.tokens.iter().skip(1).find_map(|(_, t)| match t {
-                Token::Name(name) => Some(name.clone()),
-                _ => None,
-            });
-            name.filter(|n| n != "import")
-        });
-        let names: BTreeSet<String> = imports::of(source).into_iter().map(|i| i.module).chain(relative).collect();
-        for other in &sources.files {
-            if other.path == source.path {
-                continue;
-            }
-            let module = other.module();
-            let beside = module.rsplit('.').next().unwrap_or_default();
-            let near = other.parent() == source.parent() && names.contains(beside);
-            if names.contains(&module) || near || names.iter().any(|n| module.ends_with(&format!(".{n}"))) {
-                found.insert(other.path.clone());
+    let files = ByModule::of(sources);
+    let imported = sources
+        .files
+        .iter()
+        .flat_map(|source| files.imported_by(source).into_iter().filter(|other| other.path != source.path));
+    imported.map(|other| other.path.clone()).collect()
+}
+
+/// The files that run when one of them does, by their paths: what it imports, and what that imports.
+pub(crate) fn reached(sources: &Sources, entry: &str) -> BTreeSet<String> {
+    let files = ByModule::of(sources);
+    let mut queue: Vec<&Source> = sources.files.iter().filter(|source| source.path == entry).collect();
+    let mut reached: BTreeSet<String> = queue.iter().map(|source| source.path.clone()).collect();
+    while let Some(source) = queue.pop() {
+        queue.extend(files.imported_by(source).into_iter().filter(|other| reached.insert(other.path.clone())));
+    }
+    reached
+}
+
+/// Files by every name that an import may call them by: the ends of their dotted names.
+struct ByModule<'s>(BTreeMap<String, Vec<&'s Source>>);
+
+impl<'s> ByModule<'s> {
+    fn of(sources: &'s Sources) -> Self {
+        let mut by_end: BTreeMap<String, Vec<&Source>> = BTreeMap::new();
+        for source in &sources.files {
+            let module = source.module();
+            let dots = module.match_indices('.').map(|(at, _)| at + 1);
+            for at in std::iter::once(0).chain(dots) {
+                by_end.entry(module.get(at..).unwrap_or_default().to_owned()).or_default().push(source);
             }
         }
+        Self(by_end)
     }
-    found
+
+    /// What a file imports of its own folder; rather too much than too little.
+    fn imported_by(&self, source: &Source) -> Vec<&'s Source> {
+        let mut names: BTreeSet<String> = relative(source).into_iter().collect();
+        for import in imports::of(source) {
+            let ends = import.module.match_indices('.').map(|(at, _)| at).chain([import.module.len()]);
+            names.extend(ends.filter_map(|at| import.module.get(..at).map(str::to_owned)));
+        }
+        names.iter().filter_map(|name| self.0.get(name)).flatten().copied().collect()
+    }
+}
+
+/// The first names of what a file imports relatively.
+fn relative(source: &Source) -> Vec<String> {
+    if !source.has("from .") {
+        return Vec::new();
+    }
+    let lines = source.lines().iter().filter(|l| l.first() == Some("from") && l.is_op(1, '.'));
+    let names = lines.flat_map(|line| {
+        line.tokens.iter().skip(1).filter_map(|(_, token)| match token {
+            Token::Name(name) if name != "import" => Some(name.clone()),
+            _ => None,
+        })
+    });
+    names.collect()
 }
 
 /// Prefers what the folder's own start files name, then conventional names, then files nearer to the root.
@@ -294,7 +346,7 @@ fn speaks_of(start: &str, file: &str) -> bool {
 fn port(source: &Source) -> Option<u16> {
     let patterns = ["server_port = $i", "port = $i"];
     source
-        .lines
+        .lines()
         .iter()
         .find_map(|l| patterns.iter().find_map(|p| python::find(l, p).into_iter().next()))
         .and_then(|caught| caught.texts.first()?.replace('_', "").parse().ok())
@@ -345,7 +397,7 @@ pub(crate) fn start(
             "__main__.py" if !source.parent().is_empty() => {
                 (words(&["python3", "-m", &source.parent().replace('/', ".")]), vec![])
             }
-            _ if let Some((root, module)) = shadowed(source, sources) => {
+            _ if let Some((root, module)) = shadowed(source, sources).or_else(|| as_module(source, sources)) => {
                 env.insert("PYTHONPATH".to_owned(), root);
                 (words(&["python3", "-m", &module]), vec![])
             }
@@ -387,6 +439,29 @@ fn shadowed(entry: &Source, sources: &Sources) -> Option<(String, String)> {
     let below = entry.path.strip_prefix(root)?.trim_start_matches('/').strip_suffix(".py")?;
     let root = if root.is_empty() { "/app".to_owned() } else { format!("/app/{root}") };
     Some((root, below.replace('/', ".")))
+}
+
+/// Where a program must be started from as a module, and its name: it imports relatively, so it must be part of a package.
+fn as_module(entry: &Source, sources: &Sources) -> Option<(String, String)> {
+    let dots = |line: &python::Line| (1..).take_while(|at| line.is_op(*at, '.')).count();
+    let relative = entry.lines().iter().filter(|line| line.indent == 0 && line.first() == Some("from"));
+    let level = relative.map(dots).max().filter(|level| *level > 0)?;
+    let mut folders = vec!["app"];
+    folders.extend(entry.parent().split('/').filter(|part| !part.is_empty()));
+    let mut first = folders.len().checked_sub(level)?;
+    // The packages that it is in, to the outermost; what has no file of its own is one too, as far as it is asked for.
+    let is_package = |upto: usize| {
+        let place = folders.get(1..upto).unwrap_or_default().join("/");
+        let file = if place.is_empty() { "__init__.py".to_owned() } else { format!("{place}/__init__.py") };
+        sources.files.iter().any(|s| s.path == file)
+    };
+    while first > 0 && is_package(first) {
+        first -= 1;
+    }
+    let (above, package) = folders.split_at(first);
+    let stem = entry.file_name().trim_end_matches(".py");
+    let module = package.iter().copied().chain((stem != "__main__").then_some(stem)).collect::<Vec<_>>().join(".");
+    Some((format!("/{}", above.join("/")), module))
 }
 
 /// Folders, as they are in the image, that must be on the module path beside the entry's own: what it imports is there.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::imports;
 use super::source::Sources;
 use crate::declared::Seen;
 use crate::python::{self, Token};
@@ -97,9 +96,10 @@ impl Service {
 pub(crate) fn look(sources: &Sources) -> Suggestions {
     let services = toml::from_str::<Table>(SERVICES).map(|t| t.service).unwrap_or_default();
     let variables = variables(sources);
+    let imported = imported(sources);
     let mut found = Suggestions::default();
     for service in &services {
-        let mut seen = imports_of(sources, &service.imports);
+        let mut seen = imports_of(&imported, &service.imports);
         let mut read: Vec<&String> = service.env.iter().filter(|e| variables.contains_key(*e)).collect();
         for name in &read {
             seen.extend(variables.get(*name).into_iter().flatten().cloned());
@@ -160,22 +160,32 @@ fn unique(mut seen: Vec<Seen>) -> Vec<Seen> {
     seen
 }
 
-fn imports_of(sources: &Sources, names: &[String]) -> Vec<Seen> {
-    let mut seen = Vec::new();
+/// Modules that are imported and not the folder's own, and where.
+fn imported(sources: &Sources) -> BTreeMap<&str, Vec<Seen>> {
+    let mut found: BTreeMap<&str, Vec<Seen>> = BTreeMap::new();
     for source in &sources.files {
-        for import in imports::of(source) {
+        for import in &source.syntax.imports {
             let first = import.module.split('.').next().unwrap_or_default();
-            let hit = names.iter().any(|n| import.module == *n || import.module.starts_with(&format!("{n}.")));
-            if hit && !sources.local.contains(first) {
-                seen.push(Seen::new(&source.path, import.line));
+            if !sources.local.contains(first) {
+                found.entry(&import.module).or_default().push(Seen::new(&source.path, import.line));
             }
         }
     }
-    unique(seen)
+    found
+}
+
+fn imports_of(imported: &BTreeMap<&str, Vec<Seen>>, names: &[String]) -> Vec<Seen> {
+    let below = |module: &str, name: &str| {
+        module.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let hits = imported.iter().filter(|(module, _)| names.iter().any(|name| below(module, name)));
+    unique(hits.flat_map(|(_, seen)| seen).cloned().collect())
 }
 
 /// Variables that are read from the environment or from Streamlit's secrets.
 fn variables(sources: &Sources) -> BTreeMap<String, Vec<Seen>> {
+    // Each pattern has one of these.
+    const MARKS: [&str; 4] = ["environ", "getenv", "secrets", "config"];
     const PATTERNS: [&str; 9] = [
         "environ [ $s ]",
         "environ . get ( $s",
@@ -188,8 +198,12 @@ fn variables(sources: &Sources) -> BTreeMap<String, Vec<Seen>> {
         "config ( $s )",
     ];
     let mut found: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
-    for source in &sources.files {
-        for line in &source.lines {
+    for source in sources.files.iter().filter(|source| MARKS.iter().any(|mark| source.has(mark))) {
+        let speaks = |line: &&python::Line| {
+            let of = |(_, token): &(usize, Token)| matches!(token, Token::Name(name) if MARKS.contains(&name.as_str()));
+            line.tokens.iter().any(of)
+        };
+        for line in source.lines().iter().filter(speaks) {
             for pattern in PATTERNS {
                 for caught in python::find(line, pattern) {
                     // `os.environ["X"] = …` sets it.
@@ -235,8 +249,8 @@ type Address = (String, bool, Option<u16>);
 /// Hosts of URLs in string literals, formatted ones too as far as the host is plain.
 fn addresses(sources: &Sources) -> BTreeMap<Address, Vec<Seen>> {
     let mut found: BTreeMap<Address, Vec<Seen>> = BTreeMap::new();
-    for source in &sources.files {
-        for line in &source.lines {
+    for source in sources.files.iter().filter(|source| source.has("https://") || source.has("http://")) {
+        for line in source.lines() {
             // A string that stands alone is documentation.
             if line.tokens.len() == 1 {
                 continue;

@@ -24,6 +24,7 @@ use crate::error::InferError;
 
 pub use self::grants::{Secret, Setting, Suggestion, Suggestions};
 pub use self::version::Python;
+pub(crate) use version::meets as takes_python;
 
 /// What a person said on the command line, which wins over what is found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,6 +142,20 @@ pub fn requirements(folder: &Path, wanted: &Dependencies) -> Result<Declared, In
 /// The Python files of a folder.
 pub(crate) fn sources(folder: &Path) -> Result<source::Sources, InferError> {
     source::read(folder)
+}
+
+/// The files that run when an agent is started so; all, if none of them is named.
+pub(crate) fn reached(sources: &source::Sources, argv: &[String]) -> BTreeSet<String> {
+    let named = |word: &String| {
+        let place = word.split(':').next().unwrap_or_default().trim_start_matches("./");
+        let file = sources.files.iter().find(|s| s.path == place || s.module() == place);
+        let below = || sources.files.iter().find(|s| !place.is_empty() && s.module().ends_with(&format!(".{place}")));
+        file.or_else(below).map(|source| source.path.clone())
+    };
+    match argv.iter().skip(1).find_map(named) {
+        Some(entry) => entry::reached(sources, &entry),
+        None => sources.files.iter().map(|source| source.path.clone()).collect(),
+    }
 }
 
 /// Names of files whose imports mean something else: `a.b.c` is a name of module `a.b`, which no file `a.py` has.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use ignore::WalkBuilder;
 
@@ -38,11 +39,22 @@ const ASIDE: [&str; 18] = [
 pub(crate) struct Source {
     /// Path within the folder, with `/`.
     pub path: String,
-    pub lines: Vec<Line>,
+    text: String,
+    lines: OnceLock<Vec<Line>>,
     pub syntax: Syntax,
 }
 
 impl Source {
+    /// Its logical lines.
+    pub(crate) fn lines(&self) -> &[Line] {
+        self.lines.get_or_init(|| python::read(&self.text))
+    }
+
+    /// Whether a text occurs in it.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.text.contains(text)
+    }
+
     /// The dotted name that others in the folder import it by, from the folder's root.
     pub(crate) fn module(&self) -> String {
         let stem = self.path.trim_end_matches(".py");
@@ -99,9 +111,9 @@ pub(crate) fn read(folder: &Path) -> Result<Sources, InferError> {
 
 /// Sources of paths and texts.
 pub(crate) fn of(texts: Vec<(String, String)>) -> Vec<Source> {
-    let syntaxes = syntax::read_all(&texts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>());
-    let files = texts.into_iter().zip(syntaxes);
-    files.map(|((path, text), syntax)| Source { path, lines: python::read(&text), syntax }).collect()
+    let read = syntax::read_all(&texts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>());
+    let files = texts.into_iter().zip(read);
+    files.map(|((path, text), syntax)| Source { path, text, lines: OnceLock::new(), syntax }).collect()
 }
 
 fn is_aside(path: &Path, folder: bool) -> bool {

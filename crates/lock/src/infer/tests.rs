@@ -257,3 +257,22 @@ fn a_program_whose_neighbour_hides_a_library_is_started_as_a_module() {
     let files = [("src/tool/run.py", main.as_str()), ("src/tool/other.py", ""), ("src/tool/__init__.py", "")];
     assert_eq!(looked(&files, &options).unwrap().entry, ["python3", "src/tool/run.py"]);
 }
+
+#[test]
+fn a_program_that_imports_relatively_is_started_as_a_module() {
+    let main = |import: &str| format!("{import}\n{MAIN}");
+    for (files, entry, module, root) in [
+        (&["agent.py", "util.py", "__init__.py"][..], "agent.py", "app.agent", "/"),
+        (&["pkg/agent.py", "pkg/util.py", "pkg/__init__.py"][..], "pkg/agent.py", "pkg.agent", "/app"),
+        (&["pkg/agent.py", "pkg/util.py"][..], "pkg/agent.py", "pkg.agent", "/app"),
+        (&["a/b/agent.py", "a/b/__init__.py", "a/__init__.py"][..], "a/b/agent.py", "a.b.agent", "/app"),
+    ] {
+        let text = main("from .util import x");
+        let files: Vec<(&str, &str)> =
+            files.iter().map(|name| (*name, if *name == entry { text.as_str() } else { "" })).collect();
+        let options = Options { entry: Some(entry.into()), ..Options::default() };
+        let found = looked(&files, &options).unwrap();
+        assert_eq!(found.entry, ["python3", "-m", module]);
+        assert_eq!(found.env["PYTHONPATH"], root);
+    }
+}

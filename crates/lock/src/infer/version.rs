@@ -61,7 +61,7 @@ fn first_minor(bound: &str) -> Option<u64> {
 }
 
 /// Whether `3.N` can meet a bound such as `>=3.10,<3.13`; patch levels are left to the image.
-fn meets(bound: &str, version: &str) -> bool {
+pub(crate) fn meets(bound: &str, version: &str) -> bool {
     let have = minor_of(version);
     bound.split(',').map(str::trim).filter(|b| !b.is_empty()).all(|part| {
         let at = part.find(|c: char| c.is_ascii_digit()).unwrap_or(part.len());

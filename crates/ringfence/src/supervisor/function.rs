@@ -98,7 +98,9 @@ impl Entrance {
         Ok((status, kind, body.to_owned()))
     }
 
-    /// Waits until the health path answers 2xx or 3xx, or `until`, or `gone` says that the agent ended.
+    /// Waits until the health path answers well, or `until`, or `gone` says that the agent ended.
+    ///
+    /// 2xx and 3xx are well, and of `/` whatever is no error of the server's: not every service has a page there.
     pub async fn wait_healthy(
         &self,
         path: &str,
@@ -112,7 +114,9 @@ impl Entrance {
                 return view(name, Err(why));
             }
             let last = match tokio::time::timeout(PATIENCE, self.get(path)).await {
-                Ok(Ok((status, _, _))) if (200..400).contains(&status) => {
+                Ok(Ok((status, _, _)))
+                    if (200..400).contains(&status) || (path == "/" && (200..500).contains(&status)) =>
+                {
                     return view(name, Ok(format!("GET {path} answered {status}")));
                 }
                 Ok(Ok((status, _, _))) => format!("GET {path} answered {status}"),

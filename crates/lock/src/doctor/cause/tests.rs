@@ -245,3 +245,17 @@ fn floors_are_read() {
         assert_eq!(cause("ImportError", said, frames), wanted);
     }
 }
+
+#[test]
+fn libraries_of_the_system_are_read() {
+    for (said, file) in [
+        ("libGL.so.1: cannot open shared object file: No such file or directory", Some("libGL.so.1")),
+        ("/opt/x/_y.so: libpq.so.5: cannot open shared object file: No such file", Some("libpq.so.5")),
+        ("PortAudio library not found", Some("libportaudio.so")),
+        ("no library called \"cairo-2\" was found", Some("libcairo-2.so")),
+        ("failed to find libmagic.  Check your installation", Some("libmagic.so")),
+        ("the book was not found in the library", None),
+    ] {
+        assert_eq!(library(said).as_deref(), file, "{said}");
+    }
+}

@@ -106,7 +106,7 @@ pub struct Question {
 pub enum Health {
     /// It does.
     Starts,
-    /// It does, and stops for want of a key, a host, a service, a file or somebody who types.
+    /// It does, and stops for want of a key, a host, a service, a file, a device or somebody who types.
     Waits,
     /// Its own code raises an error; its dependencies are not why.
     Broken,

@@ -28,6 +28,8 @@ pub enum Blocked {
     Service,
     /// A file.
     Data,
+    /// A screen, a microphone or another device.
+    Device,
     /// Somebody who types.
     Input,
 }
@@ -550,6 +552,21 @@ fn waits_for(kind: &str, text: &str) -> Option<Blocked> {
             && any(&["key", "token", "password", "env"]))
     {
         return Some(Blocked::Secret);
+    }
+    let device = any(&[
+        "no display name",
+        "couldn't connect to display",
+        "cannot connect to x server",
+        "could not connect to display",
+        "error querying device",
+        "no default input device",
+        "no default output device",
+        "invalid input device",
+        "no available audio device",
+        "can't open camera",
+    ]);
+    if device || kind == "PortAudioError" {
+        return Some(Blocked::Device);
     }
     let network_kind =
         ["ConnectError", "ConnectTimeout", "Connection", "gaierror", "herror", "URLError", "MaxRetryError", "SSLError"];

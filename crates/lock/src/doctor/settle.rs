@@ -202,6 +202,7 @@ const fn waits(blocked: Blocked) -> &'static str {
         Blocked::Network => "a host on the network",
         Blocked::Service => "a service that should run beside it",
         Blocked::Data => "a file that is not there",
+        Blocked::Device => "a screen, a microphone or another device",
         Blocked::Input => "somebody who types",
     }
 }

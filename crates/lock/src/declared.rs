@@ -1,5 +1,6 @@
 //! What a folder says that it depends on, in any of the files that people write it in. Nothing is executed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path};
 
@@ -10,7 +11,9 @@ use crate::error::InferError;
 use crate::python::{self, Token};
 
 const FILE_LIMIT: u64 = 4 << 20;
-const INCLUDES: usize = 16;
+/// How deep requirements files may include one another, and how many in all.
+const DEPTH: usize = 16;
+const INCLUDED: usize = 64;
 
 /// Something found, and where.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -178,6 +181,10 @@ fn text_of(folder: &Path, name: &str) -> Result<String, InferError> {
     }
     let path = folder.join(name);
     let meta = fs::metadata(&path).map_err(|_| bad("there is no such file"))?;
+    // WHY: a link to a device or a pipe has no length, and reading it may never end.
+    if !meta.is_file() {
+        return Err(bad("it is no file"));
+    }
     if meta.len() > FILE_LIMIT {
         return Err(bad("it is too large"));
     }
@@ -212,10 +219,42 @@ fn read_file(folder: &Path, name: &str, into: &mut Declared) -> Result<(), Infer
         "setup.cfg" => setup_cfg(name, &text_of(folder, name)?, into),
         "setup.py" => setup_py(name, &text_of(folder, name)?, into),
         _ if base.ends_with(".yml") || base.ends_with(".yaml") => environment(name, &text_of(folder, name)?, into),
-        _ => return requirements(folder, name, into, false, 0),
+        _ => return requirements(folder, &clean(name), into, false, &mut Includes::default()),
     }
     into.files.push(name.into());
     Ok(())
+}
+
+/// Requirements files that were read, and those that are being read.
+#[derive(Default)]
+struct Includes {
+    open: Vec<String>,
+    read: BTreeSet<(String, bool)>,
+}
+
+impl Includes {
+    /// Whether a file is still to be read: each counts once as requirements and once as constraints.
+    ///
+    /// Without that, files that include one another twice cost twice as much with each level.
+    fn begin(&mut self, name: &str, constraint: bool) -> Result<bool, InferError> {
+        let bad = |why: String| Err(InferError::Dependencies { file: name.into(), why });
+        if let Some(at) = self.open.iter().position(|open| open == name) {
+            let way: Vec<String> = self.open.iter().skip(at + 1).map(|file| format!("`{file}`")).collect();
+            let way = if way.is_empty() { String::new() } else { format!(", by way of {}", way.join(", ")) };
+            return bad(format!("it includes itself{way}; take out one of these lines"));
+        }
+        if self.open.len() >= DEPTH {
+            return bad(format!("it is included more than {DEPTH} files deep"));
+        }
+        if !self.read.insert((name.to_owned(), constraint)) {
+            return Ok(false);
+        }
+        if self.read.len() > INCLUDED {
+            return bad(format!("it is one of more than {INCLUDED} included files"));
+        }
+        self.open.push(name.to_owned());
+        Ok(true)
+    }
 }
 
 /// `requirements.txt` and what it includes.
@@ -227,11 +266,11 @@ fn requirements(
     name: &str,
     into: &mut Declared,
     constraint: bool,
-    depth: usize,
+    includes: &mut Includes,
 ) -> Result<(), InferError> {
     let bad = |why: String| InferError::Dependencies { file: name.into(), why };
-    if depth > INCLUDES {
-        return Err(bad("it includes itself".into()));
+    if !includes.begin(name, constraint)? {
+        return Ok(());
     }
     let text = text_of(folder, name)?;
     into.files.push(name.into());
@@ -260,10 +299,10 @@ fn requirements(
         };
         match option {
             "-r" | "--requirement" => {
-                requirements(folder, &clean(&format!("{parent}{value}")), into, constraint, depth + 1)?;
+                requirements(folder, &clean(&format!("{parent}{value}")), into, constraint, includes)?;
             }
             "-c" | "--constraint" => {
-                requirements(folder, &clean(&format!("{parent}{value}")), into, true, depth + 1)?;
+                requirements(folder, &clean(&format!("{parent}{value}")), into, true, includes)?;
             }
             "-i" | "--index-url" | "--pypi-url" => into.index_options.push(format!("--index-url {value}")),
             "--extra-index-url" | "-f" | "--find-links" => {
@@ -294,6 +333,7 @@ fn requirements(
             other => return Err(bad(format!("line {number} has an option that is not known: `{other}`"))),
         }
     }
+    includes.open.pop();
     Ok(())
 }
 
@@ -687,6 +727,57 @@ mod tests {
             let error = declared(&[("requirements.txt", text)]).unwrap_err();
             assert!(error.to_string().contains(word), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn loops_of_includes_are_told_once() {
+        let round = [("requirements.txt", "-r a.txt"), ("a.txt", "-c ./b.txt"), ("b.txt", "-r a.txt")];
+        let error = declared(&round).unwrap_err().to_string();
+        assert_eq!(error, "cannot read `a.txt`: it includes itself, by way of `b.txt`; take out one of these lines");
+        let twice = [("requirements.txt", "-r a.txt\n-c a.txt\n-r ./a.txt\n"), ("a.txt", "six\n")];
+        let found = declared(&twice).unwrap();
+        assert_eq!((found.requirements.len(), found.constraints.len()), (1, 1));
+    }
+
+    #[test]
+    fn includes_are_bounded() {
+        let lay = |home: &Path, files: usize, text: &dyn Fn(usize) -> String| {
+            for at in 0..files {
+                let name = if at == 0 { "requirements.txt".to_owned() } else { format!("f{at}.txt") };
+                fs::write(home.join(name), text(at)).unwrap();
+            }
+            find(home)
+        };
+        let home = tempfile::tempdir().unwrap();
+        let last = |at: usize| if at == 9 { "six\n".to_owned() } else { format!("-r f{}.txt\n", at + 1).repeat(50) };
+        // Read anew each time, these would be 50^9 files.
+        assert_eq!(lay(home.path(), 10, &last).unwrap().requirements.len(), 1);
+        let deep = tempfile::tempdir().unwrap();
+        let error = lay(deep.path(), 40, &|at| format!("-r f{}.txt\n", at + 1)).unwrap_err().to_string();
+        assert!(error.contains("files deep"), "{error}");
+        let wide = tempfile::tempdir().unwrap();
+        let all =
+            |at: usize| if at == 0 { (1..100).map(|n| format!("-r f{n}.txt\n")).collect() } else { String::new() };
+        let error = lay(wide.path(), 100, &all).unwrap_err().to_string();
+        assert!(error.contains("more than 64"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("requirements.txt"), "-r endless.txt\n").unwrap();
+        std::os::unix::fs::symlink("/dev/zero", home.path().join("endless.txt")).unwrap();
+        let error = find(home.path()).unwrap_err().to_string();
+        assert!(error.contains("`endless.txt`: it is no file"), "{error}");
+    }
+
+    #[test]
+    fn ten_thousand_lines_are_read_quickly() {
+        let text: String =
+            (0..10_000).map(|n| format!("package-{n}>=1.{n},<2 ; python_version > '3.8'  # x\n")).collect();
+        let began = std::time::Instant::now();
+        assert_eq!(texts(&[("requirements.txt", &text)]).len(), 10_000);
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 
     #[test]

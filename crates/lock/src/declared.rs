@@ -192,22 +192,32 @@ fn text_of(folder: &Path, name: &str) -> Result<String, InferError> {
     decode(&bytes).ok_or_else(|| bad("it is not text"))
 }
 
-/// UTF-8 with or without mark, or UTF-16 as Windows shells write it.
+/// UTF-8 with or without mark, UTF-16 as Windows shells write it, or else Latin-1; nothing of what is no text.
 fn decode(bytes: &[u8]) -> Option<String> {
-    let wide = |big: bool| {
-        let units = bytes.get(2..)?.chunks_exact(2).map(|pair| match (pair.first(), pair.get(1)) {
+    let wide = |bytes: &[u8], big: bool| {
+        let units = bytes.chunks_exact(2).map(|pair| match (pair.first(), pair.get(1)) {
             (Some(a), Some(b)) if big => u16::from_be_bytes([*a, *b]),
             (Some(a), Some(b)) => u16::from_le_bytes([*a, *b]),
             _ => 0,
         });
         String::from_utf16(&units.collect::<Vec<_>>()).ok()
     };
-    match bytes {
-        [0xff, 0xfe, ..] => wide(false),
-        [0xfe, 0xff, ..] => wide(true),
-        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8(rest.to_vec()).ok(),
-        _ => String::from_utf8(bytes.to_vec()).ok(),
-    }
+    let text = match bytes {
+        [0xff, 0xfe, rest @ ..] => wide(rest, false),
+        [0xfe, 0xff, rest @ ..] => wide(rest, true),
+        // Without a mark, the zeros beside ASCII tell.
+        [first, 0, ..] if *first != 0 => wide(bytes, false),
+        [0, second, ..] if *second != 0 => wide(bytes, true),
+        [0xef, 0xbb, 0xbf, rest @ ..] => Some(narrow(rest)),
+        _ => Some(narrow(bytes)),
+    };
+    text.filter(|text| !text.contains('\0'))
+}
+
+/// UTF-8, or else Latin-1, whose control characters would reach a terminal and are left out.
+fn narrow(bytes: &[u8]) -> String {
+    let latin = |b: &u8| if (0x80..0xa0).contains(b) { char::REPLACEMENT_CHARACTER } else { char::from(*b) };
+    std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().map(latin).collect(), str::to_owned)
 }
 
 fn read_file(folder: &Path, name: &str, into: &mut Declared) -> Result<(), InferError> {
@@ -855,5 +865,13 @@ mod tests {
         let wide: Vec<u8> =
             [0xff, 0xfe].into_iter().chain("six\r\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
         assert_eq!(decode(&wide).unwrap(), "six\r\n");
+        assert_eq!(decode(&wide[2..]).unwrap(), "six\r\n");
+        let big: Vec<u8> = "six\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+        assert_eq!(decode(&big).unwrap(), "six\n");
+        assert_eq!(decode(b"six  # caf\xe9 \x9b31m\n").unwrap(), "six  # caf\u{e9} \u{fffd}31m\n");
+        assert_eq!(decode("six  # café\n".as_bytes()).unwrap(), "six  # café\n");
+        for none in [&b"\x7fELF\0\0"[..], b"\xff\xfe\x00\xd8", b"a\0\0\0"] {
+            assert_eq!(decode(none), None, "{none:?}");
+        }
     }
 }

@@ -240,6 +240,7 @@ fn read_file(folder: &Path, name: &str, into: &mut Declared) -> Result<(), Infer
 struct Includes {
     open: Vec<String>,
     read: BTreeSet<(String, bool)>,
+    projects: BTreeSet<String>,
 }
 
 impl Includes {
@@ -287,15 +288,17 @@ fn requirements(
     let parent = name.rsplit_once('/').map_or(String::new(), |(p, _)| format!("{p}/"));
     for (number, line) in joined(&text) {
         let seen = Seen::new(name, number);
+        if let Some(variable) = variable(&line) {
+            let why = format!("line {number} wants the environment variable `{variable}`, which no build gets");
+            return Err(bad(why));
+        }
+        if let Some(path) = local(&line) {
+            if !constraint {
+                project(folder, path, &seen, into, includes)?;
+            }
+            continue;
+        }
         if !line.starts_with('-') {
-            if is_local(&line) {
-                // The source itself is in the image; what it declares is read from its own files.
-                continue;
-            }
-            if let Some(variable) = line.split_once("${").and_then(|(_, rest)| rest.split('}').next()) {
-                let why = format!("line {number} wants the environment variable `{variable}`, which no build gets");
-                return Err(bad(why));
-            }
             let (text, note) = readable(&line);
             into.notes.extend(note.map(|text| Requirement { text, seen: seen.clone() }));
             let target = if constraint { &mut into.constraints } else { &mut into.requirements };
@@ -319,10 +322,8 @@ fn requirements(
                 let option = if option == "-f" { "--find-links" } else { option };
                 into.index_options.push(format!("{option} {value}"));
             }
-            "-e" | "--editable" if !is_local(value) => into.require(value, seen),
-            "-e"
-            | "--editable"
-            | "--no-cache-dir"
+            "-e" | "--editable" => into.require(value, seen),
+            "--no-cache-dir"
             | "--no-index"
             | "--only-binary"
             | "--no-binary"
@@ -433,13 +434,77 @@ fn clean(path: &str) -> String {
     parts.join("/")
 }
 
-fn is_local(text: &str) -> bool {
-    let text = text.trim();
-    text == "."
-        || text.starts_with(".[")
-        || text.starts_with("./")
-        || text.starts_with("../")
-        || text.starts_with("file:")
+/// The environment variable that a requirement asks for; indexes are judged where they are allowed.
+fn variable(line: &str) -> Option<&str> {
+    let option = line.starts_with('-') && editable(line).is_none();
+    let (_, rest) = line.split_once("${").filter(|_| !option)?;
+    rest.split('}').next()
+}
+
+/// What an editable line names.
+fn editable(line: &str) -> Option<&str> {
+    let value = line.strip_prefix("--editable").or_else(|| line.strip_prefix("-e"))?;
+    let value = value.strip_prefix('=').unwrap_or(value);
+    Some(value.trim().trim_matches(['"', '\'']))
+}
+
+/// The path that a line names, if it names one.
+fn local(line: &str) -> Option<&str> {
+    let text = editable(line).unwrap_or(line);
+    let here = text == "." || text == ".." || [".[", "./", "../", "/", "file:"].iter().any(|p| text.starts_with(p));
+    // pip takes any word after `-e` for a folder; a name after it is a slip that people make, and is meant.
+    here.then(|| text.split([';', ' ']).next().unwrap_or(text))
+}
+
+/// What a project within the folder depends on; its source is in the image anyway.
+///
+/// # Source
+/// pip's reference: a relative path is one from where pip is run, not from the requirements file.
+fn project(
+    folder: &Path,
+    path: &str,
+    seen: &Seen,
+    into: &mut Declared,
+    includes: &mut Includes,
+) -> Result<(), InferError> {
+    let bad = |what: &str| {
+        let why =
+            format!("line {} names `{path}`, {what}; copy it into the folder, or name a released package", seen.line);
+        Err(InferError::Dependencies { file: seen.file.clone(), why })
+    };
+    let plain = path.strip_prefix("file:").unwrap_or(path);
+    let plain = plain.split('[').next().unwrap_or(plain);
+    if plain.starts_with('/') {
+        return bad("a path of one machine only");
+    }
+    let plain = clean(plain);
+    if plain.split('/').next() == Some("..") {
+        return bad("which is outside of the folder");
+    }
+    if !includes.projects.insert(plain.clone()) {
+        return Ok(());
+    }
+    let at = folder.join(&plain);
+    if !at.is_dir() {
+        let what = if at.is_file() { "is a file, which is not installed" } else { "is not there, and is left out" };
+        into.notes.push(Requirement { text: format!("`{path}` {what}"), seen: seen.clone() });
+        return Ok(());
+    }
+    for file in ["pyproject.toml", "setup.cfg", "setup.py"] {
+        let name = if plain.is_empty() { file.to_owned() } else { format!("{plain}/{file}") };
+        if !folder.join(&name).is_file() {
+            continue;
+        }
+        let mut own = Declared::default();
+        read_file(folder, &name, &mut own)?;
+        into.files.append(&mut own.files);
+        into.python.append(&mut own.python);
+        if !own.requirements.is_empty() {
+            into.requirements.append(&mut own.requirements);
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// PEP 621, and Poetry's own table.
@@ -779,6 +844,49 @@ mod tests {
         std::os::unix::fs::symlink("/dev/zero", home.path().join("endless.txt")).unwrap();
         let error = find(home.path()).unwrap_err().to_string();
         assert!(error.contains("`endless.txt`: it is no file"), "{error}");
+    }
+
+    #[test]
+    fn projects_of_the_folder_bring_what_they_depend_on() {
+        let found = declared(&[
+            ("requirements.txt", "-e .[dev]\n-r more/x.txt\n./gone\n./own.whl\n-e git+https://g.example/x#egg=x\n"),
+            ("more/x.txt", "-e ./lib\n--editable=./lib\n-e flask\n"),
+            ("pyproject.toml", "[project]\nname = 'x'\nrequires-python = '>=3.10'\ndependencies = ['six']\n"),
+            ("lib/setup.py", "setup(install_requires=['idna'])"),
+            ("own.whl", ""),
+        ])
+        .unwrap();
+        let texts: Vec<&str> = found.requirements.iter().map(|r| r.text.as_str()).collect();
+        assert_eq!(texts, ["six", "idna", "flask", "git+https://g.example/x#egg=x"]);
+        assert_eq!(found.requirements[1].seen, Seen::new("lib/setup.py", 1));
+        assert_eq!(found.python.len(), 1);
+        let notes: Vec<String> = found.notes.iter().map(|n| format!("{}: {}", n.seen, n.text)).collect();
+        assert_eq!(
+            notes,
+            [
+                "requirements.txt:3: `./gone` is not there, and is left out",
+                "requirements.txt:4: `./own.whl` is a file, which is not installed"
+            ]
+        );
+    }
+
+    #[test]
+    fn paths_that_leave_the_folder_are_refused() {
+        for (line, word) in [
+            ("-e ../..", "outside of the folder"),
+            ("-e ..", "outside of the folder"),
+            ("./a/../../b", "outside of the folder"),
+            ("-e /srv/x", "one machine only"),
+            ("/srv/x.whl", "one machine only"),
+            ("file:///srv/x.whl", "one machine only"),
+            ("--editable=../x", "outside of the folder"),
+            ("-e ${HOME}/x", "environment variable `HOME`"),
+            ("x @ https://${TOKEN}@g.example/x", "environment variable `TOKEN`"),
+        ] {
+            let text = format!("six\n{line}\n");
+            let error = declared(&[("requirements.txt", &text)]).unwrap_err().to_string();
+            assert!(error.contains("`requirements.txt`: line 2 ") && error.contains(word), "{line}: {error}");
+        }
     }
 
     #[test]

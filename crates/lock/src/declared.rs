@@ -487,7 +487,7 @@ fn project(
     let at = folder.join(&plain);
     if !at.is_dir() {
         let what = if at.is_file() { "is a file, which is not installed" } else { "is not there, and is left out" };
-        into.notes.push(Requirement { text: format!("`{path}` {what}"), seen: seen.clone() });
+        into.notes.push(Requirement { text: one(&format!("`{path}` {what}")), seen: seen.clone() });
         return Ok(());
     }
     for file in ["pyproject.toml", "setup.cfg", "setup.py"] {
@@ -513,9 +513,15 @@ fn pyproject(name: &str, text: &str, into: &mut Declared) -> Result<(), InferErr
         toml::from_str(text).map_err(|e| InferError::Dependencies { file: name.into(), why: one(e.message()) })?;
     let seen = |needle: &str| Seen::new(name, line_with(text, needle));
     let project = document.get("project").and_then(toml::Value::as_table);
+    let sources = document.get("tool").and_then(|t| t.get("uv")?.get("sources")?.as_table());
     if let Some(list) = project.and_then(|p| p.get("dependencies")).and_then(toml::Value::as_array) {
         for text in list.iter().filter_map(toml::Value::as_str) {
-            into.require(text, seen(text));
+            let source = sources.and_then(|all| all.iter().find(|(name, _)| name_of(text) == Some(normalise(name))));
+            match source.and_then(|(_, source)| elsewhere(text, source)) {
+                None => into.require(text, seen(text)),
+                Some(Ok(text_there)) => into.require(text_there, seen(text)),
+                Some(Err(why)) => into.notes.push(Requirement { text: why, seen: seen(text) }),
+            }
         }
     }
     if let Some(bound) = project.and_then(|p| p.get("requires-python")).and_then(toml::Value::as_str) {
@@ -534,6 +540,28 @@ fn pyproject(name: &str, text: &str, into: &mut Declared) -> Result<(), InferErr
         }
     }
     Ok(())
+}
+
+/// A requirement that `[tool.uv.sources]` takes from elsewhere than an index, or why it is left out.
+///
+/// The index may have a stranger's release of the same name, which must not come in its place.
+fn elsewhere(text: &str, source: &toml::Value) -> Option<Result<String, String>> {
+    // One for each marker; the first is the one that its author had.
+    let source = source.as_array().and_then(|list| list.first()).unwrap_or(source);
+    let word = |key: &str| source.get(key).and_then(toml::Value::as_str);
+    let (head, marker) = text.split_once(';').map_or((text, String::new()), |(head, m)| (head, format!(" ;{m}")));
+    let bound = head.find(['<', '>', '=', '!', '~', '(', '@']).unwrap_or(head.len());
+    let name = head.get(..bound).unwrap_or(head).trim();
+    if let Some(url) = word("git") {
+        let at = ["rev", "tag", "branch"].into_iter().find_map(word).map(|at| format!("@{at}")).unwrap_or_default();
+        let below = word("subdirectory").map(|below| format!("#subdirectory={below}")).unwrap_or_default();
+        return Some(Ok(format!("{name} @ git+{url}{at}{below}{marker}")));
+    }
+    if let Some(url) = word("url") {
+        return Some(Ok(format!("{name} @ {url}{marker}")));
+    }
+    let own = source.get("path").is_some() || source.get("workspace").is_some();
+    own.then(|| Err(one(&format!("`{name}` is a folder of the author's by `[tool.uv.sources]`, and is left out"))))
 }
 
 fn poetry_requirement(package: &str, value: &toml::Value) -> Option<String> {
@@ -921,6 +949,29 @@ mod tests {
                   python_requires='>=3.9')\n";
         assert_eq!(texts(&[("setup.py", py)]), ["flask", "six"]);
         assert_eq!(texts(&[("setup.py", "setup(install_requires=['a', \"b\"] + more)")]), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_uv_takes_from_elsewhere_is_not_taken_from_the_index() {
+        let text = "[project]\nname = 'x'\ndependencies = [\n'six',\n'My_Lib[a]>=1 ; python_version > \"3\"',\n'near',\n'mate>1',\n\
+                    'wheel-of @ https://w.example/a.whl',\n'other==2']\n\
+                    [tool.uv.sources]\nmy-lib = {git = 'https://g.example/l', tag = 'v1', subdirectory = 'py'}\n\
+                    near = {path = '../near'}\nmate = [{workspace = true}]\nother = {index = 'own'}\n";
+        let found = declared(&[("pyproject.toml", text)]).unwrap();
+        let texts: Vec<&str> = found.requirements.iter().map(|r| r.text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "six",
+                "My_Lib[a] @ git+https://g.example/l@v1#subdirectory=py ; python_version > \"3\"",
+                "wheel-of @ https://w.example/a.whl",
+                "other==2"
+            ]
+        );
+        let notes: Vec<String> = found.notes.iter().map(|n| format!("{}: {}", n.seen, n.text)).collect();
+        assert_eq!(notes.len(), 2);
+        assert!(notes[0].starts_with("pyproject.toml:6: `near` is a folder"), "{notes:?}");
+        assert!(notes[1].starts_with("pyproject.toml:7: `mate` is a folder"), "{notes:?}");
     }
 
     #[test]

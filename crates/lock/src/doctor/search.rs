@@ -242,6 +242,11 @@ impl Search<'_, '_> {
                 let told = !matches!(&verdict, Ok(Verdict::Failed(causes)) if causes.iter().all(|cause| matches!(cause, Cause::Silent { .. })));
                 self.others = self.dates(plain, told)?;
             }
+            // Before the first release of anything required, nothing older can be.
+            if matches!(&verdict, Err(Misfit::Told { whole, .. }) if whole.contains("there are no versions of") && whole.contains("exclude-newer"))
+            {
+                self.others.retain(|other| !matches!(other, Other::Date(..)));
+            }
             if next.is_none() && !hopeless {
                 next = self.others.pop().map(|other| match other {
                     Other::Date(moment, why) => world.unpinned().dated(moment, why),

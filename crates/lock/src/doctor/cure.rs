@@ -112,6 +112,10 @@ pub fn cure(
             let why = || format!("a call changed its meaning: {}", first_line(said));
             Ok(found.is_some_and(|(_, bound)| world.bound(Repair::ChangedCall, bound, why(), Sure::Likely)))
         }
+        Cause::Other { kind, said, .. } if kind.contains("Pydantic") => {
+            let why = format!("it is written for the first version of pydantic: {}", first_line(said));
+            Ok(world.bound(Repair::ChangedCall, "pydantic<2", why, Sure::Likely))
+        }
         Cause::Binary { .. } | Cause::Syntax { .. } | Cause::Other { .. } | Cause::Silent { .. } => Ok(false),
     }
 }
@@ -308,7 +312,9 @@ fn before(distribution: &str, span: Span, why: &str, world: &mut World) -> bool 
     let Some(Release { version, time, .. }) = span.gone else { return false };
     world.gone.extend(time);
     let since = time.map(|time| format!(" since {version} of {}", day(time))).unwrap_or_default();
-    world.bound(Repair::MovedName, &format!("{distribution}<{version}"), format!("{why}{since}"), Sure::Certain)
+    // Of the last series that had it, or a resolver may go back by years to please another distribution.
+    let constraint = format!("{distribution}>={},<{version}", least(&span.last.version));
+    world.bound(Repair::MovedName, &constraint, format!("{why}{since}"), Sure::Certain)
 }
 
 /// The newest releases that have something. An index that does not answer knows of none.

@@ -113,6 +113,9 @@ pub fn fit(misfit: &Misfit, world: &mut World, ground: &Ground<'_>, past: &mut P
     {
         return Ok(true);
     }
+    if whole.contains("No solution found") && world.lowered() {
+        return Ok(true);
+    }
     if let Some((name, version)) = unbuilt(whole) {
         return built(&name, &version, whole, world, ground, past);
     }

@@ -111,6 +111,25 @@ impl World {
         true
     }
 
+    /// Lets go of the lower ends of bounds that were learnt; `false` if there are none.
+    pub fn lowered(&mut self) -> bool {
+        let mut changed = false;
+        for change in self.changes.iter_mut().filter(|change| change.repair == Repair::MovedName) {
+            let Some((name, (_, upper))) =
+                change.what.split_once(">=").and_then(|(n, rest)| Some((n, rest.split_once(',')?)))
+            else {
+                continue;
+            };
+            let lower = format!("{name}{upper}");
+            for text in self.dependencies.constraints.iter_mut().filter(|text| **text == change.what) {
+                text.clone_from(&lower);
+            }
+            change.what = lower;
+            changed = true;
+        }
+        changed
+    }
+
     /// Lets a requirement stand for whatever anybody asks of the same distribution.
     pub fn replace(&mut self, repair: Repair, requirement: &str, why: String, sure: Sure) -> bool {
         let name = name_of(requirement);
